@@ -1,0 +1,59 @@
+# The two commands of the README are `make demo` and `make test`; the others are for developers.
+# Everything Python lives in .venv; binaries and images are cached by content in ~/.cache/dl2 (DL2_CACHE).
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+NAME   ?= dl2
+SOURCES := operator runtime tests benchmarks examples
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint fmt unit integration e2e bench cluster-up cluster-down clean packages
+
+help:  ## what there is
+	@awk -F ':.*##' '/^[a-z0-9-]+:.*##/ {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+packages:  ## Debian packages of the real node (containerd, CNI, buildah, ...), where they are missing
+	@testbed/packages.sh
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: packages $(STAMP)  ## real MXNet jobs and simulated ones under the operator (KEEP=1 leaves it running)
+	$(BIN)/dl2 demo $(if $(KEEP),--keep)
+
+test: packages lint unit integration e2e  ## everything that CI runs
+
+lint: $(STAMP)  ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(STAMP)  ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix-only $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+unit: $(STAMP)  ## tests that need nothing but Python
+	$(BIN)/pytest tests/unit --numprocesses 2
+
+integration: $(STAMP)  ## tests on a real API server, scheduler and controller manager
+	$(BIN)/pytest tests/integration
+
+e2e: $(STAMP)  ## tests on a real node: containerd, kubelet, MXNet
+	$(BIN)/pytest tests/e2e
+
+bench: $(STAMP)  ## every benchmark; docs/benchmarks.md says what they measure
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+cluster-up: packages $(STAMP)  ## an embedded cluster to play with (NAME=..., one real node, 50 simulated)
+	$(BIN)/dl2 cluster up --name $(NAME) --kwok-nodes 50 --real-node
+
+cluster-down: $(STAMP)  ## stop it and leave nothing behind
+	$(BIN)/dl2 cluster down --name $(NAME)
+
+clean:  ## forget the virtual environment and the caches of the tools, not ~/.cache/dl2
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache out
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,54 @@
+"""The `dl2` command. Subcommands are imported when they are called, so that `dl2 --help` stays quick."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+_COMMANDS = {
+    "run": ("dl2.cli.run", "Run the operator."),
+    "cluster": ("dl2.cli.cluster", "An embedded cluster on this machine: up, down, status, logs, env."),
+    "decide": ("dl2.cli.decide", "One scheduling pass over manifests or a live cluster; touches nothing."),
+    "queue": ("dl2.cli.queue", "The tree of queues: used, share, borrowed."),
+    "demo": ("dl2.cli.demo", "The whole product on an embedded cluster, with real and simulated jobs."),
+}
+
+
+class _Lazy(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        if name not in _COMMANDS:
+            return None
+        module, _ = _COMMANDS[name]
+        command = get_command(importlib.import_module(module).app)
+        command.name = name
+        return command
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+app = typer.Typer(
+    cls=_Lazy,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def main(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    """DL2 shares one training cluster: elastic quotas, gang admission, learned scaling."""
+    if version:
+        from dl2 import __version__
+
+        typer.echo(f"dl2 {__version__}")
+        raise typer.Exit

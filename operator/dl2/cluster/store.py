@@ -1,0 +1,257 @@
+"""What the operator believes the cluster looks like: a UID-keyed store fed by watches, write responses and LISTs.
+
+Three channels tell about the same object in any order, so an older resource version never replaces a newer one
+(versions of one API server are comparable numbers), a deleted UID never comes back, and of two objects of one name
+only the younger exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from dl2.api.core import PodRecord
+from dl2.cluster.freshness import Freshness
+from dl2.cluster.resources import DL_JOBS, NODES, POD_GROUPS, PODS, SERVICES, Resource
+from dl2.scheduling.snapshot import Key
+
+log = structlog.get_logger(__name__)
+TOMBSTONE_SECONDS = 600.0
+_KEEP_STATUS = {"TenantQueue", "PodGroup", "DLJob", "ScalingPolicy"}
+
+
+@dataclass(slots=True)
+class Entry:
+    """One object: its record (None when it cannot be read, then `error` says why) and its status as last seen."""
+
+    uid: str
+    namespace: str
+    name: str
+    version: int
+    value: Any
+    error: str = ""
+    deleting: bool = False
+    owner: str = ""  # uid of the controlling owner
+    owner_name: str = ""  # its Kind/name
+    generation: int = 0
+    created: str = ""
+    status: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        return Key(self.namespace, self.name)
+
+
+class Store:
+    """Single-threaded (one event loop). `changed` is set whenever a pass could come out differently."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, dict[str, Entry]] = defaultdict(dict)
+        self._names: dict[tuple[str, str, str], str] = {}
+        self._tombstones: dict[str, float] = {}
+        self._pods_of: dict[Key, dict[str, Entry]] = defaultdict(dict)
+        self._others_on: dict[str, dict[str, PodRecord]] = defaultdict(dict)
+        self.freshness = Freshness()
+        self.changed = asyncio.Event()
+        self.dirty: set[Key] = set()  # groups and jobs (one name) to look at in the next pass
+        self.dirty_nodes: set[str] = set()
+        self.dirty_kinds: set[str] = set()
+
+    # -- reading ------------------------------------------------------------------------------------------------
+    def all(self, resource: Resource) -> Iterable[Entry]:
+        return self._kinds[resource.kind].values()
+
+    def get(self, resource: Resource, namespace: str, name: str) -> Entry | None:
+        uid = self._names.get((resource.kind, namespace, name))
+        return self._kinds[resource.kind].get(uid) if uid else None
+
+    def count(self, resource: Resource) -> int:
+        return len(self._kinds[resource.kind])
+
+    def pods_of(self, key: Key) -> list[PodRecord]:
+        entries = self._pods_of.get(key)
+        return [entry.value for entry in entries.values()] if entries else []
+
+    def groups_with_pods(self) -> Iterator[Key]:
+        return (key for key, pods in self._pods_of.items() if pods)
+
+    def others_on(self, node: str) -> Iterable[PodRecord]:
+        found = self._others_on.get(node)
+        return found.values() if found else ()
+
+    # -- writing ------------------------------------------------------------------------------------------------
+    def upsert(self, resource: Resource, raw: Mapping[str, Any]) -> None:
+        """Take in one object as the API server printed it."""
+        meta = raw["metadata"]
+        uid, version = str(meta["uid"]), int(meta.get("resourceVersion") or 0)
+        self.freshness.seen(resource.kind, version)
+        kind = self._kinds[resource.kind]
+        old = kind.get(uid)
+        if uid in self._tombstones or (old is not None and old.version >= version):
+            return
+        if old is None and not self._takes_name(resource, meta, uid, version):
+            return
+        entry = self._read(resource, raw, uid, version)
+        if old is not None:
+            self._unindex(resource, old)
+        kind[uid] = entry
+        self._names[(resource.kind, entry.namespace, entry.name)] = uid
+        self._index(resource, entry)
+        self._mark(resource, entry, old)
+
+    def _takes_name(self, resource: Resource, meta: Mapping[str, Any], uid: str, version: int) -> bool:
+        """A name belongs to one object at a time: the elder of two is gone, though nobody told."""
+        namesake = self.get(resource, meta.get("namespace") or "", meta["name"])
+        if namesake is None:
+            return True
+        if namesake.version > version:
+            self._tombstones[uid] = time.monotonic()
+            return False
+        self.remove(resource, namesake.uid)
+        return True
+
+    def remove(self, resource: Resource, uid: str) -> None:
+        self._tombstones[uid] = time.monotonic()
+        old = self._kinds[resource.kind].pop(uid, None)
+        if old is None:
+            return
+        self._names.pop((resource.kind, old.namespace, old.name), None)
+        self._unindex(resource, old)
+        self._mark(resource, None, old)
+
+    def hear(self, resource: Resource, kind_of_event: str | None, raw: Mapping[str, Any]) -> None:
+        """Take in one watch event; kind None: an object that the watch found by a LIST of its own."""
+        version = int(raw["metadata"].get("resourceVersion") or 0)
+        self.freshness.heard(resource.kind, version, relisted=kind_of_event is None)
+        if kind_of_event == "DELETED":
+            self.remove(resource, str(raw["metadata"]["uid"]))
+        else:
+            self.upsert(resource, raw)
+
+    def keep_only(self, resource: Resource, listed: Set[str], version: int) -> int:
+        """After a full LIST at `version`: forget what was not in it and is not newer. Returns how many were stale."""
+        gone = [e.uid for e in self.all(resource) if e.uid not in listed and e.version <= version]
+        for uid in gone:
+            self.remove(resource, uid)
+        horizon = time.monotonic() - TOMBSTONE_SECONDS
+        self._tombstones = {uid: at for uid, at in self._tombstones.items() if at > horizon}
+        return len(gone)
+
+    def touch(self, key: Key) -> None:
+        """Look at this group and job again in the next pass."""
+        self.dirty.add(key)
+        self.changed.set()
+
+    def _read(self, resource: Resource, raw: Mapping[str, Any], uid: str, version: int) -> Entry:
+        meta = raw["metadata"]
+        owner: Mapping[str, str] = next(
+            (o for o in meta.get("ownerReferences") or () if o.get("controller")), {}
+        )
+        entry = Entry(
+            uid=uid,
+            namespace=meta.get("namespace") or "",
+            name=meta["name"],
+            version=version,
+            value=None,
+            deleting=bool(meta.get("deletionTimestamp")),
+            owner=sys.intern(owner.get("uid", "")),
+            owner_name=sys.intern(f"{owner['kind']}/{owner['name']}") if owner else "",
+            generation=int(meta.get("generation") or 0),
+            created=meta.get("creationTimestamp") or "",
+            status=(raw.get("status") or {}) if resource.kind in _KEEP_STATUS else {},
+        )
+        try:
+            entry.value = resource.read(dict(raw))
+        except Exception as exc:  # whatever is wrong with one object must not stop the others
+            entry.error = str(exc) or type(exc).__name__
+            log.warning(
+                "object cannot be read",
+                kind=resource.kind,
+                namespace=entry.namespace,
+                name=entry.name,
+                error=entry.error,
+            )
+        return entry
+
+    def _index(self, resource: Resource, entry: Entry) -> None:
+        if resource is not PODS or entry.value is None:
+            return
+        pod: PodRecord = entry.value
+        if pod.group:
+            self._pods_of[Key(pod.namespace, pod.group)][entry.uid] = entry
+        elif pod.node and not pod.finished:
+            self._others_on[pod.node][entry.uid] = pod
+
+    def _unindex(self, resource: Resource, entry: Entry) -> None:
+        if resource is not PODS or entry.value is None:
+            return
+        pod: PodRecord = entry.value
+        if pod.group:
+            pods = self._pods_of[Key(pod.namespace, pod.group)]
+            pods.pop(entry.uid, None)
+            if not pods:
+                del self._pods_of[Key(pod.namespace, pod.group)]
+        elif pod.node in self._others_on:
+            others = self._others_on[pod.node]
+            others.pop(entry.uid, None)
+            if not others:
+                del self._others_on[pod.node]
+
+    def _mark(self, resource: Resource, new: Entry | None, old: Entry | None) -> None:
+        """Note what a change concerns. What cannot change a decision wakes nobody."""
+        if _indifferent(resource, new, old):
+            return
+        for entry in (new, old):
+            if entry is None:
+                continue
+            if resource in (POD_GROUPS, DL_JOBS, SERVICES):
+                self.dirty.add(entry.key)
+            elif resource is NODES:
+                self.dirty_nodes.add(entry.name)
+            elif resource is PODS:
+                self._mark_pod(entry)
+            else:
+                self.dirty_kinds.add(resource.kind)
+        self.changed.set()
+
+    def _mark_pod(self, entry: Entry) -> None:
+        if entry.value is None:
+            return
+        pod: PodRecord = entry.value
+        if pod.group:
+            self.dirty.add(Key(entry.namespace, pod.group))
+        elif pod.node:
+            self.dirty_nodes.add(pod.node)
+
+
+def _indifferent(resource: Resource, new: Entry | None, old: Entry | None) -> bool:
+    """A node's heartbeat, or news of a pod of no group that takes the same room as before."""
+    if resource is PODS:
+        room = _room(new)
+        return bool(room == _room(old) and room != _OURS)
+    return resource is NODES and new is not None and old is not None and _same_node(new.value, old.value)
+
+
+_OURS = "a pod of a group"
+
+
+def _room(entry: Entry | None) -> Any:
+    """What a pod of no group takes, and where: None while it takes nothing."""
+    if entry is None or entry.value is None:
+        return None
+    pod: PodRecord = entry.value
+    if pod.group:
+        return _OURS
+    return (pod.node, pod.requests) if pod.node and not pod.finished else None
+
+
+def _same_node(a: Any, b: Any) -> bool:
+    fields = ("allocatable", "labels", "taints", "unschedulable", "ready", "error")
+    return a is not None and b is not None and all(getattr(a, f) == getattr(b, f) for f in fields)

@@ -1,0 +1,120 @@
+"""MXNet parameter-server jobs: workers, servers and one coordinator.
+
+Runtime `static` is MXNet's own ps-lite: the coordinator pod runs the ps-lite scheduler, every pod gets the DMLC_*
+variables, and a lost pod means that the whole job starts again from its checkpoint. Runtime `elastic` gets DL2_*
+variables only, and replaces single pods.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from dl2.api import DLJob, names
+from dl2.controller.frameworks import Role
+from dl2.controller.settings import PodSettings
+
+PROGRESS_PORT = 8470
+PS_PORT = 9091
+_DMLC_ROLE = {names.COORDINATOR: "scheduler", names.SERVER: "server", names.WORKER: "worker"}
+_COORDINATOR_REQUESTS = {"cpu": "100m", "memory": "256Mi"}
+
+
+class MXNet:
+    """Source of the variables: ps-lite's docs/env.md and MXNet's distributed training guide."""
+
+    name = "mxnet"
+
+    def __init__(self, runtime: str) -> None:
+        self.static = runtime == "static"
+        self.restarts_together = self.static
+
+    def roles(self, job: DLJob) -> tuple[Role, ...]:
+        spec = job.spec
+        workers = self._role(names.WORKER, spec.workers)
+        servers = self._role(names.SERVER, spec.servers) if spec.servers else None
+        base = spec.servers.template if spec.servers and spec.servers.template else spec.workers.template
+        coordinator = Role(names.COORDINATOR, 1, 1, _light(base))
+        return tuple(role for role in (coordinator, servers, workers) if role and role.count)
+
+    def _role(self, name: str, shape: Any) -> Role:
+        wanted = min(max(shape.start, shape.min), shape.maximum)
+        # ps-lite counts its members once, at the start: it can start only whole
+        return Role(name, wanted, wanted if self.static else min(shape.min, wanted), shape.template)
+
+    def pod(
+        self, job: DLJob, role: Role, index: int, shape: Mapping[str, int], settings: PodSettings
+    ) -> dict[str, Any]:
+        name, namespace = job.metadata.name, job.metadata.namespace
+        template = copy.deepcopy(dict(role.template))
+        spec = template.setdefault("spec", {})
+        coordinator = f"{name}-{names.COORDINATOR}-0.{name}.{namespace}.svc"
+        variables = self._variables(job, role, index, shape, coordinator)
+        for container in (*spec.get("initContainers", ()), *spec.get("containers", ())):
+            own = {v.get("name") for v in container.get("env") or ()}
+            added = [v for v in variables if v["name"] not in own]
+            container["env"] = [*added, *(container.get("env") or ())]
+        spec["restartPolicy"] = "Never"  # the operator counts restarts; the kubelet must not
+        spec["hostname"] = f"{name}-{role.name}-{index}"
+        spec["subdomain"] = name
+        if settings.scheduler_name and not spec.get("schedulerName"):
+            spec["schedulerName"] = settings.scheduler_name
+        if job.spec.priority_class_name:
+            spec["priorityClassName"] = job.spec.priority_class_name
+        return {"metadata": dict(template.get("metadata") or {}), "spec": spec}
+
+    def _variables(
+        self, job: DLJob, role: Role, index: int, shape: Mapping[str, int], coordinator: str
+    ) -> list[dict[str, Any]]:
+        values = {
+            "DL2_ROLE": role.name,
+            "DL2_JOB": job.metadata.name,
+            "DL2_JOB_UID": job.metadata.uid,  # names a checkpoint folder that no later job of this name finds
+            "DL2_NAMESPACE": job.metadata.namespace,
+            "DL2_INDEX": str(index),
+            "DL2_COORDINATOR": f"{coordinator}:{PROGRESS_PORT}",
+        }
+        training = job.spec.training
+        if training and training.epochs is not None:
+            values["DL2_EPOCHS"] = str(training.epochs)
+        if training and training.steps_per_epoch is not None:
+            values["DL2_STEPS_PER_EPOCH"] = str(training.steps_per_epoch)
+        if self.static:
+            values |= {
+                "DMLC_ROLE": _DMLC_ROLE[role.name],
+                "DMLC_PS_ROOT_URI": coordinator,
+                "DMLC_PS_ROOT_PORT": str(PS_PORT),
+                "DMLC_NUM_WORKER": str(shape.get(names.WORKER, 0)),
+                "DMLC_NUM_SERVER": str(shape.get(names.SERVER, 0)),
+                "DMLC_USE_KUBERNETES": "1",
+            }
+        variables: list[dict[str, Any]] = [{"name": k, "value": v} for k, v in values.items()]
+        if self.static:
+            pod_ip = {"fieldRef": {"fieldPath": "status.podIP"}}
+            variables.append({"name": "DMLC_NODE_HOST", "valueFrom": pod_ip})
+        return variables
+
+    def service(self, job: DLJob) -> dict[str, Any]:
+        """Headless, and with addresses before readiness: members look each other up while they start."""
+        return {
+            "spec": {
+                "clusterIP": "None",
+                "publishNotReadyAddresses": True,
+                "selector": {names.LABEL_POD_GROUP: job.metadata.name},
+                "ports": [{"name": "progress", "port": PROGRESS_PORT}, {"name": "ps", "port": PS_PORT}],
+            }
+        }
+
+
+def _light(template: Mapping[str, Any]) -> dict[str, Any]:
+    """The coordinator is made like a server, but trains nothing: a little of what a server asks for, no accelerator."""
+    light = copy.deepcopy(dict(template))
+    for position, container in enumerate(light.get("spec", {}).get("containers", ())):
+        resources = container.get("resources") or {}
+        asked = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+        requests = {name: amount for name, amount in _COORDINATOR_REQUESTS.items() if name in asked}
+        container["resources"] = {"requests": requests} if position == 0 and requests else {}
+        container.pop("livenessProbe", None)
+        container.pop("readinessProbe", None)
+    return light

@@ -1,0 +1,213 @@
+"""From manifests (files, or a cluster's LISTs) to a snapshot: what `dl2 decide` decides on. Pure.
+
+Later objects replace earlier ones of the same kind and name, as with `kubectl apply`, which is all that a what-if is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from dl2.api import DLJob, InvalidObject, PodGroup, TenantQueue, conditions, core, names, parse
+from dl2.api.conditions import parse_time
+from dl2.api.core import PodRecord
+from dl2.api.names import JobCondition
+from dl2.controller import intake
+from dl2.controller.frameworks import framework_of
+from dl2.controller.jobs import group_spec
+from dl2.scheduling.snapshot import CapacityMode, Group, Key, Node, Queue, Snapshot
+
+Raw = Mapping[str, Any]
+_T = TypeVar("_T")
+_STEP = 0.001  # seconds between objects that say nothing of when they were created: the order they stand in
+
+
+class BadInput(ValueError):
+    """What cannot be read: the message names where it stands, the object, the field and the mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One object and where it came from (a file's name, for messages)."""
+
+    source: str
+    raw: Raw
+
+
+def objects(source: str, document: Any) -> Iterator[Manifest]:
+    """The objects of one YAML or JSON document; lists are opened. Raises BadInput."""
+    if document is None:
+        return
+    if not isinstance(document, Mapping):
+        raise BadInput(
+            f"{source}: a document is no Kubernetes object but {type(document).__name__}; write kind: ..."
+        )
+    kind = document.get("kind")
+    if not isinstance(kind, str) or not kind:
+        raise BadInput(f"{source}: kind: is missing; name the kind of the object")
+    if kind.endswith("List") and isinstance(document.get("items"), list):
+        for item in document["items"]:
+            member = dict(item) if isinstance(item, Mapping) else item
+            if isinstance(member, dict) and kind != "List":  # a LIST of one kind leaves it out of its items
+                member.setdefault("kind", kind.removesuffix("List"))
+                member.setdefault("apiVersion", document.get("apiVersion"))
+            yield from objects(source, member)
+        return
+    metadata = document.get("metadata")
+    if not isinstance(metadata, Mapping) or not isinstance(metadata.get("name"), str) or not metadata["name"]:
+        raise BadInput(f"{source}: {kind}: metadata.name: is missing; give the object a name")
+    yield Manifest(source, document)
+
+
+class Inventory:
+    """The objects that count, newest manifest of each name last in."""
+
+    def __init__(self, manifests: Iterable[Manifest], now: float) -> None:
+        latest: dict[tuple[str, str, str], Manifest] = {}
+        for manifest in manifests:
+            latest[_identity(manifest.raw)] = manifest
+        self._by_kind: dict[str, list[Manifest]] = {}
+        for manifest in latest.values():
+            self._by_kind.setdefault(manifest.raw["kind"], []).append(manifest)
+        self._now = now
+        order = [m for kind in (names.TENANT_QUEUE, names.POD_GROUP, names.DL_JOB) for m in self._of(kind)]
+        self._order = {id(m.raw): now - (len(order) - i) * _STEP for i, m in enumerate(order)}
+
+    def snapshot(self, capacity: CapacityMode | None) -> Snapshot:
+        """`capacity` None: Nodes where there is any Node, else Quota. Raises BadInput."""
+        nodes = tuple(self._nodes())
+        if capacity is None:
+            capacity = CapacityMode.NODES if nodes else CapacityMode.QUOTA
+        return Snapshot(
+            now=self._now,
+            queues=tuple(self._queues()),
+            groups=tuple(self._groups()),
+            nodes=nodes,
+            namespaces={
+                m.raw["metadata"]["name"]: dict(_read(m, core.parse_namespace).labels)
+                for m in self._of("Namespace")
+            },
+            capacity=capacity,
+        )
+
+    def _of(self, kind: str) -> list[Manifest]:
+        return self._by_kind.get(kind, [])
+
+    def _created(self, raw: Raw) -> float:
+        text = raw["metadata"].get("creationTimestamp")
+        return parse_time(text) if text else self._order[id(raw)]
+
+    def _queues(self) -> Iterator[Queue]:
+        for manifest in self._of(names.TENANT_QUEUE):
+            queue = _read(manifest, parse)
+            assert isinstance(queue, TenantQueue)
+            yield replace(intake.read_queue(queue), created=self._created(manifest.raw))
+
+    def _nodes(self) -> Iterator[Node]:
+        known = {
+            Key(_namespace(m.raw), m.raw["metadata"]["name"])
+            for kind in (names.POD_GROUP, names.DL_JOB)
+            for m in self._of(kind)
+        }
+        others: dict[str, list[PodRecord]] = {}
+        for pod in self._pods():
+            ours = pod.group is not None and Key(pod.namespace, pod.group) in known
+            if pod.node and not pod.finished and not ours:
+                others.setdefault(pod.node, []).append(pod)
+        for manifest in self._of("Node"):
+            node = _read(manifest, core.parse_node)
+            if node.error:
+                raise BadInput(f"{manifest.source}: {node.error}")
+            yield intake.read_node(node, others.get(node.name, ()))
+
+    def _pods(self) -> Iterator[PodRecord]:
+        for manifest in self._of("Pod"):
+            yield _read(manifest, core.parse_pod)
+
+    def _groups(self) -> Iterator[Group]:
+        classes = {
+            c.name: c for c in (_read(m, core.parse_priority_class) for m in self._of("PriorityClass"))
+        }
+        pods: dict[Key, list[PodRecord]] = {}
+        for pod in self._pods():
+            if pod.group:
+                pods.setdefault(Key(pod.namespace, pod.group), []).append(pod)
+        jobs = {Key(_namespace(m.raw), m.raw["metadata"]["name"]): m for m in self._of(names.DL_JOB)}
+        own: set[Key] = set()
+        for manifest in self._of(names.POD_GROUP):
+            group = _read(manifest, parse)
+            assert isinstance(group, PodGroup)
+            key = Key(group.metadata.namespace, group.metadata.name)
+            own.add(key)
+            yield self._group(group, manifest, pods.get(key, []), classes, jobs.get(key))
+        for key, manifest in jobs.items():
+            if key not in own and not _ended(manifest.raw):
+                yield self._group(_owned_group(manifest), manifest, pods.get(key, []), classes, manifest)
+
+    def _group(
+        self,
+        group: PodGroup,
+        manifest: Manifest,
+        pods: list[PodRecord],
+        classes: intake.Priorities,
+        job: Manifest | None,
+    ) -> Group:
+        status = manifest.raw.get("status") or {} if manifest.raw["kind"] == names.POD_GROUP else {}
+        end = ((job.raw.get("status") or {}) if job else {}).get("estimatedCompletion")
+        return intake.read_group(
+            group,
+            status,
+            pods,
+            classes,
+            expected_end=parse_time(end) if end else None,
+            created=self._created(manifest.raw),
+        )
+
+
+def _identity(raw: Raw) -> tuple[str, str, str]:
+    return raw["kind"], _namespace(raw), raw["metadata"]["name"]
+
+
+def _namespace(raw: Raw) -> str:
+    namespaced = raw["kind"] in names.NAMESPACED or raw["kind"] == "Pod"
+    return str(raw["metadata"].get("namespace") or "default") if namespaced else ""
+
+
+def _read(manifest: Manifest, reader: Callable[[Any], _T]) -> _T:
+    """One object through its parser; whatever is wrong with it becomes BadInput."""
+    try:
+        return reader(manifest.raw)
+    except InvalidObject as exc:
+        raise BadInput(f"{manifest.source}: {exc}") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        kind, name = manifest.raw["kind"], manifest.raw["metadata"]["name"]
+        raise BadInput(
+            f"{manifest.source}: {kind} {name}: {exc}; compare it with a manifest that the API server accepts"
+        ) from None
+
+
+def _ended(raw: Raw) -> bool:
+    had = (raw.get("status") or {}).get("conditions") or ()
+    return any(conditions.is_true(had, kind) for kind in (JobCondition.SUCCEEDED, JobCondition.FAILED))
+
+
+def _owned_group(manifest: Manifest) -> PodGroup:
+    """The PodGroup that the operator would make for this DLJob."""
+    job = _read(manifest, parse)
+    assert isinstance(job, DLJob)
+    try:
+        roles = framework_of(job).roles(job)
+    except LookupError as exc:
+        raise BadInput(
+            f"{manifest.source}: DLJob {job.metadata.namespace}/{job.metadata.name}: {exc}"
+        ) from None
+    raw = {
+        "apiVersion": names.API_VERSION,
+        "kind": names.POD_GROUP,
+        "metadata": {"name": job.metadata.name, "namespace": job.metadata.namespace, "uid": job.metadata.uid},
+        "spec": group_spec(job, roles),
+    }
+    group = _read(Manifest(manifest.source, raw), parse)
+    assert isinstance(group, PodGroup)
+    return group

@@ -1,0 +1,203 @@
+"""Who starts: the minimum of every waiting group that can, in the order of the contest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from dl2.scheduling.contest import Contest, Cursor
+from dl2.scheduling.explain import Blocked, Short, of_nodes, of_quota
+from dl2.scheduling.items import Counts, Item
+from dl2.scheduling.reserve import Reservations
+from dl2.scheduling.room import Room
+from dl2.scheduling.snapshot import Key
+from dl2.scheduling.tree import Vector
+from dl2.scheduling.work import Work
+
+
+@dataclass(frozen=True, slots=True)
+class Wall:
+    """Nobody of a leaf with at most this priority gets `amount` or more of one resource."""
+
+    resource: int
+    amount: int
+    priority: int
+    told: Blocked
+
+
+class Admission:
+    """The rounds of one pass. `blocked` says afterwards why groups of a (leaf, shape) do not start."""
+
+    def __init__(self, work: Work, room: Room, reservations: Reservations, now: float) -> None:
+        self.work, self.room, self.state, self.now = work, room, work.state, now
+        self.reservations = reservations
+        self.blocked: dict[tuple[int, int], Blocked] = {}
+        self._served: set[Key] = set()  # started or promised; not again in this pass, even if withdrawn
+        self._walls: dict[int, list[Wall]] = {}
+        self._fresh_rights: dict[int, bool] = {}  # in this round, by leaf
+
+    def run(self) -> None:
+        """What later starts have given a group a right to take, it takes at once: hence rounds."""
+        candidates = self._possible
+        while self._round(candidates):
+            candidates = self._possible_now
+
+    def _round(self, possible: Callable[[Item], bool]) -> bool:
+        """One contest over those that are possible. Has anything started?"""
+        self._fresh_rights.clear()
+        contest = Contest(self.state.tree, self.state.future, self._need)
+        cursors: dict[int, Cursor] = {}
+        withdrawn = {self.state.items[key].leaf for key in self._served if key not in self.work.runs}
+        for line in self.state.lines.values():
+            if line.waiting and not (line.leaf.strict and line.leaf in withdrawn):
+                cursors[line.leaf.index] = cursor = Cursor(line, self._ready, possible)
+                contest.enter(line.leaf, cursor.head)
+        started = False
+        while (item := contest.next()) is not None:
+            started |= self._turn(item, cursors[item.leaf.index])
+            contest.update_all({item.leaf, *self.work.moved})
+            self.work.moved.clear()
+        return started
+
+    def _turn(self, item: Item, cursor: Cursor) -> bool:
+        if self._try(item):
+            self._served.add(item.key)
+            cursor.done()
+            if item.leaf.strict and self.work.runs[item.key].promised:
+                cursor.stop()
+            return True
+        if item is cursor.first and self.reservations.due(item):
+            self.reservations.ask(item, self.work.ask(item))
+        cursor.failed()
+        cursor.keep(self._still_possible)
+        return False
+
+    def _ready(self, item: Item) -> bool:
+        return item.group.requeue_at <= self.now and item.key not in self._served
+
+    def _need(self, item: Item) -> Vector:
+        return item.shape.quota(self.work.ask(item))
+
+    # ---- who is worth a try ------------------------------------------------------------------------------
+
+    def _possible(self, item: Item) -> bool:
+        """Could this group start if it were its turn now? If not, it is answered."""
+        counts = self.work.ask(item)
+        vector = item.shape.quota(counts)
+        if self._hits_wall(item):
+            return False
+        if (
+            self.work.fits(item, counts)
+            or self.reservations.due(item)
+            or (self._could_ever(item, vector) and self.room.would(item, counts, item.spreads))
+        ):
+            return True
+        self._note(item, counts)
+        return False
+
+    def _still_possible(self, item: Item) -> bool:
+        """After another of its leaf has failed: leave out what fails for want of quota too."""
+        counts = self.work.ask(item)
+        vector = item.shape.quota(counts)
+        if self.state.future.shortage(item.leaf, vector) is None or self.reservations.due(item):
+            return True
+        if self._hits_wall(item):
+            return False
+        if self._could_ever(item, vector) and self.room.would(item, counts, item.spreads):
+            return True
+        self._note(item, counts)
+        return False
+
+    def _possible_now(self, item: Item) -> bool:
+        """In a later round: only those that may take from what this pass has started meanwhile."""
+        counts = self.work.ask(item)
+        vector = item.shape.quota(counts)
+        return (
+            self._may_take_fresh(item)
+            and self._could_ever(item, vector)
+            and self.room.may_take_fresh(item, vector)
+        )
+
+    def _may_take_fresh(self, item: Item) -> bool:
+        """Asked once per leaf, for the least that any of its groups wants of every resource."""
+        index = item.leaf.index
+        if index not in self._fresh_rights:
+            heads = [waiting[0][1].shape for waiting in self.state.lines[index].waiting.values()]
+            least = tuple(map(min, zip(*(shape.quota(shape.least) for shape in heads), strict=True)))
+            self._fresh_rights[index] = self.room.may_take_fresh(item, least, everything=True)
+        return self._fresh_rights[index]
+
+    def _could_ever(self, item: Item, vector: Vector) -> bool:
+        """Not where it exceeds a limit all by itself, or a pod of it every node."""
+        limits = all(vector[r] <= top for node in item.leaf.path for r, top in node.limited)
+        return limits and self._has_nodes(item)
+
+    def _has_nodes(self, item: Item) -> bool:
+        fleet = self.state.fleet
+        if fleet is None:
+            return True
+        pods = (m.pod for m, n in zip(item.shape.members, self.work.ask(item), strict=True) if n)
+        return all(pod is None or fleet.holds_one(pod) for pod in pods)
+
+    def _hits_wall(self, item: Item) -> bool:
+        """Has somebody of the leaf who asked for less failed for want of the same resource? Then it is answered."""
+        walls = self._walls.get(item.leaf.index)
+        if not walls or self.reservations.due(item):
+            return False
+        vector = self._need(item)
+        for wall in walls:
+            asked = vector[wall.resource]
+            if (
+                asked >= wall.amount
+                and item.group.priority <= wall.priority
+                and self._could_ever(item, vector)
+                and self._short(item, vector) == (wall.resource,)
+            ):
+                told = wall.told
+                if isinstance(told, Short) and asked != told.needs:
+                    told = replace(told, needs=asked)
+                self.blocked[item.leaf.index, item.shape.number] = told
+                return True
+        return False
+
+    def _short(self, item: Item, vector: Vector) -> tuple[int, ...]:
+        """Resources of which a limit on the way up is short."""
+        return tuple(
+            r for r, amount in enumerate(vector) if amount and self.state.future.lacks(item.leaf, r, amount)
+        )
+
+    # ---- one turn ----------------------------------------------------------------------------------------
+
+    def _try(self, item: Item) -> bool:
+        """Does it start, or get a promise? If not, it is answered."""
+        counts = self.work.ask(item)
+        self.reservations.settle()
+        if self.work.start(item, counts, now=True) or self.work.start(item, counts, now=False):
+            return True
+        vector = item.shape.quota(counts)
+        could = self._could_ever(item, vector)
+        placed = self.room.make(item, counts, item.spreads) if could else None
+        if placed is None:
+            self._note(item, counts)
+            return False
+        self.work.unplace(item, placed, now=False)
+        return self.work.start(item, counts, now=True) or self.work.start(item, counts, now=False)
+
+    def _note(self, item: Item, counts: Counts) -> None:
+        """Remember why groups of this shape do not start."""
+        vector = item.shape.quota(counts)
+        key = (item.leaf.index, item.shape.number)
+        held = self.reservations.why(item, counts)
+        short = self.state.future.shortage(item.leaf, vector)
+        if held is not None:
+            self.blocked[key] = held
+        elif short is None or (
+            not self._has_nodes(item) and all(vector[r] <= top for r, top in short[0].limited)
+        ):
+            self.blocked[key] = of_nodes(self.state, item, counts)
+        else:
+            told = self.blocked[key] = of_quota(self.state, item, vector, short)
+            lacking = self._short(item, vector)
+            if len(lacking) == 1 and isinstance(told, Short):
+                wall = Wall(lacking[0], vector[lacking[0]], item.group.priority, told)
+                self._walls.setdefault(item.leaf.index, []).append(wall)

@@ -1,0 +1,277 @@
+"""One search for victims, and what it takes back when it finds too few or took too many.
+
+Modelled on Kueue's fair sharing: victims are taken one by one from the queue furthest above its share (a
+tournament down the tree), first those that leave the asker no better off than the victim's queue, then, if
+that frees too little, at most one per queue that holds more than the asker before it loses. Whatever turns
+out not to be needed is given back, the last victim first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from fractions import Fraction
+
+from dl2.scheduling.items import Counts, Item
+from dl2.scheduling.plan import Reason
+from dl2.scheduling.rights import Right, Rights
+from dl2.scheduling.snapshot import Key
+from dl2.scheduling.tree import TreeNode, Vector
+from dl2.scheduling.work import Cut, Run, Spreads, Work
+
+VictimKey = tuple[int, float, float, float, int, Key]
+_EVERY_STEP = 8  # so many victims are followed by a look for room each; later ones in ever larger steps
+
+
+class Means(Enum):
+    """What is taken, the least harm first."""
+
+    WITHDRAW = "starts of this very pass"
+    SHRINK = "pods above minCount"
+    EVICT = "whole groups"
+
+
+@dataclass(slots=True, eq=False)
+class Taken:
+    run: Run
+    cuts: list[Cut]
+    right: Right
+    means: Means
+
+
+@dataclass(slots=True, eq=False)
+class Hunt:
+    """Holds the changes made so far; `give_back` undoes them all."""
+
+    work: Work
+    rights: Rights
+    counts: Counts
+    spreads: Sequence[dict[int, int]]  # where the asker is already
+    means: Means = Means.SHRINK
+    victims: dict[int, list[Item]] = field(default_factory=dict)  # by leaf index, the first to lose last
+    least: dict[int, Vector] = field(default_factory=dict)  # by leaf index, no victim's loss is smaller
+    taken: list[Taken] = field(default_factory=list)
+    placed: Spreads | None = None  # where the asker fits, taken in the future picture
+    _retry: dict[int, list[Item]] = field(default_factory=dict)
+    _short: bool | None = None  # of quota; None: not known
+
+    def search(
+        self,
+        means: Means,
+        victims: dict[int, list[Item]],
+        least: dict[int, Vector],
+        leaves: Sequence[TreeNode],
+    ) -> bool:
+        """Take from `victims` (by leaf) until the asker fits; what is taken stays taken."""
+        self.means, self.victims, self.least, self._retry = means, victims, least, {}
+        return self._final_share(set(leaves)) or self._initial_share(set(leaves)) or self.fits(force=True)
+
+    # ---- the two rounds ----------------------------------------------------------------------------------
+
+    def _final_share(self, leaves: set[TreeNode]) -> bool:
+        while leaves:
+            leaf, right = self._furthest(leaves)
+            if leaf is None or right is None:
+                break
+            took = self._take_first(leaf, right)
+            if not self.victims[leaf.index]:
+                leaves.discard(leaf)
+            if took and self.fits():
+                return True
+        return False
+
+    def _take_first(self, leaf: TreeNode, right: Right) -> bool:
+        """The next victim of a leaf that the share test lets go; those it does not are kept for a retry."""
+        line = self.victims[leaf.index]
+        if right is Right.FAIR and not self.rights.fair_after(leaf, self.least[leaf.index]):
+            self._retry.setdefault(leaf.index, []).extend(reversed(line))  # not even the smallest
+            line.clear()
+        denied: set[Vector] = set()
+        while line:
+            item = line[-1]
+            if not self._useful(item):
+                line.pop()
+                continue
+            if right is Right.FAIR:
+                loss = self._loss(item)
+                if loss in denied or not self.rights.fair_after(leaf, loss):
+                    denied.add(loss)
+                    self._retry.setdefault(leaf.index, []).append(line.pop())
+                    continue
+            self._take(item, right)
+            return True
+        return False
+
+    def _initial_share(self, leaves: set[TreeNode]) -> bool:
+        """At most one more per queue, where the queue holds more than the asker before it loses."""
+        self.victims = {index: items[::-1] for index, items in self._retry.items()}
+        leaves = {leaf for leaf in leaves if self.victims.get(leaf.index)} if self.victims else set()
+        while leaves:
+            leaf, right = self._furthest(leaves)
+            if leaf is None or right is None:
+                break
+            leaves.discard(leaf)
+            if right is Right.FAIR and not self.rights.fair_before(leaf):
+                continue
+            item = next((item for item in reversed(self.victims[leaf.index]) if self._useful(item)), None)
+            if item is None:
+                continue
+            self._take(item, right)
+            if self.fits():
+                return True
+        return False
+
+    def _furthest(self, leaves: set[TreeNode]) -> tuple[TreeNode | None, Right | None]:
+        """The leaf to take from next: the highest weighted share at every fork below the tightest limit."""
+        short = self.work.state.future.shortage(self.rights.asker.leaf, self.rights.vector)
+        top = short[0] if short is not None else self.work.state.tree.root
+        depth = len(top.path)
+        inside = [leaf for leaf in leaves if len(leaf.path) >= depth and leaf.path[-depth] is top]
+        while inside:
+            leaf = self._descend(top, inside)
+            right = self.rights.against(leaf, fresh=self.means is Means.WITHDRAW)
+            if right is not None:
+                return leaf, right
+            leaves.discard(leaf)
+            inside.remove(leaf)
+        return None, None
+
+    def _descend(self, top: TreeNode, leaves: list[TreeNode]) -> TreeNode:
+        """At every fork to the branch with the highest weighted share; of equals to the next one to lose."""
+        while len(leaves) > 1:
+            branches: dict[TreeNode, list[TreeNode]] = {}
+            for leaf in leaves:
+                branches.setdefault(leaf.path[-len(top.path) - 1], []).append(leaf)
+            highest = max(map(self.rights.share, branches))
+            tied = [branch for branch in branches if self.rights.share(branch) == highest]
+            top = (
+                tied[0]
+                if len(tied) == 1
+                else min(tied, key=lambda branch: min(map(self._first, branches[branch])))
+            )
+            leaves = branches[top]
+        return leaves[0]
+
+    def _first(self, leaf: TreeNode) -> VictimKey:
+        return victim_key(self.victims[leaf.index][-1], self.means)
+
+    # ---- taking and giving back --------------------------------------------------------------------------
+
+    def _useful(self, item: Item) -> bool:
+        """Can it lose anything of use? Where it is all about nodes, only on nodes that the asker could use."""
+        run = self.work.runs.get(item.key)
+        if run is not None and (run.evicted or run.promised):
+            return False
+        if self.means is Means.SHRINK and self._member(item) is None:
+            return False
+        if self.work.state.fleet is None or self.short_of_quota():
+            return True
+        spreads = item.spreads if run is None else run.spreads
+        members = zip(self.rights.asker.shape.members, self.counts, strict=True)
+        shapes = [member.pod for member, count in members if count and member.pod is not None]
+        return any(shape.may_run[i] for spread in spreads for i in spread for shape in shapes)
+
+    def short_of_quota(self) -> bool:
+        if self._short is None:
+            future = self.work.state.future
+            self._short = future.shortage(self.rights.asker.leaf, self.rights.vector) is not None
+        return self._short
+
+    def _member(self, item: Item) -> int | None:
+        """The member to shrink: the one furthest above its minimum that holds what is asked for."""
+        run = self.work.runs.get(item.key)
+        counts = item.counts if run is None else run.counts
+        best, most = None, Fraction(0)
+        for n, member in enumerate(item.shape.members):
+            spare = counts[n] - member.least - (run.grown[n] if run is not None else 0)
+            helps = any(member.quota[r] for r in self.rights.contested) or not self.rights.contested
+            part = Fraction(spare, max(1, member.count - member.least))
+            if helps and part > most:
+                best, most = n, part
+        return best
+
+    def _loss(self, item: Item) -> Vector:
+        """What the queue would hold less."""
+        if self.means is Means.SHRINK:
+            member = self._member(item)
+            assert member is not None
+            return item.shape.members[member].quota
+        run = self.work.runs.get(item.key)
+        return item.shape.quota(item.counts if run is None else run.counts)
+
+    def _take(self, item: Item, right: Right) -> None:
+        run = self.work.run(item)
+        if self.means is Means.SHRINK:
+            member = self._member(item)
+            assert member is not None
+            cuts = [self.work.cut(run, member)]
+        else:
+            self.victims[item.leaf.index].remove(item)
+            cuts = [self.work.cut(run, n, count) for n, count in enumerate(tuple(run.counts)) if count]
+            run.evicted = (Reason.PREEMPTED, "")
+        self._moved(item.leaf)
+        self.taken.append(Taken(run, cuts, right, self.means))
+
+    def _return(self, taken: Taken) -> None:
+        if taken.means is not Means.SHRINK:
+            taken.run.evicted = None
+        for cut in reversed(taken.cuts):
+            self.work.restore(cut)
+        self._moved(taken.run.item.leaf)
+
+    def _moved(self, leaf: TreeNode) -> None:
+        self._short = None
+        self.rights.moved(leaf)
+
+    def give_back(self) -> None:
+        self._lift()
+        for taken in reversed(self.taken):
+            self._return(taken)
+        self.taken.clear()
+
+    def spare_the_needless(self) -> None:
+        """Give back, the greatest harm and the last victim first, what is not needed."""
+        needed: set[Run] = set()  # pods go newest first: where a later one is needed, the earlier ones are
+        order = list(Means)
+        late_first = self.taken[::-1]
+        for taken in sorted(late_first, key=lambda taken: -order.index(taken.means)):
+            if taken.run in needed:
+                continue
+            self._lift()
+            self._return(taken)
+            if self.fits(force=True):
+                self.taken.remove(taken)
+                continue
+            needed.add(taken.run)
+            taken.cuts = [self.work.cut(cut.run, cut.n, cut.count) for cut in taken.cuts]
+            self._moved(taken.run.item.leaf)
+            if taken.means is not Means.SHRINK:
+                taken.run.evicted = (Reason.PREEMPTED, "")
+            if not self.fits(force=True):
+                raise AssertionError(f"{self.rights.asker.key} no longer fits where it did")
+
+    # ---- does it fit -------------------------------------------------------------------------------------
+
+    def fits(self, *, force: bool = False) -> bool:
+        if self.placed is not None:
+            return True
+        if self.short_of_quota():
+            return False
+        n = len(self.taken)
+        if not force and n > _EVERY_STEP and n & (n - 1):
+            return False
+        self.placed = self.work.place(self.rights.asker, self.counts, self.spreads, now=False)
+        return self.placed is not None
+
+    def _lift(self) -> None:
+        if self.placed is not None:
+            self.work.unplace(self.rights.asker, self.placed, now=False)
+            self.placed = None
+
+
+def victim_key(item: Item, means: Means) -> VictimKey:
+    """Lowest priority, least lost work, youngest; then the smallest."""
+    group = item.group
+    cost = group.resize_pause if means is Means.SHRINK else group.progress_lost
+    return (group.priority, cost, -group.created, -(group.admitted_at or 0.0), sum(item.kept), group.key)

@@ -1,0 +1,187 @@
+"""Reservations: a head that has been passed over for too long is no longer overtaken to its cost.
+
+In a shadow of the cluster the running groups end one after another, in the order of their expected ends
+(those that tell none last, the longest running first), until the head fits. Where it fits then is kept for
+it: later groups get only what does not delay it (EASY backfill, without run times of waiting groups). One
+shadow serves all heads of a pass, in their order, so a later head never starts before an earlier one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+from dl2.scheduling.explain import Blocked, Held
+from dl2.scheduling.items import Counts, Item
+from dl2.scheduling.placement import Placer
+from dl2.scheduling.snapshot import Key
+from dl2.scheduling.tree import Ledger, TreeNode, Vector
+from dl2.scheduling.work import Run, Work
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    item: Item
+    start: float | None  # when the last group that it waits for is expected to end; None: nobody knows
+    on_nodes: list[tuple[int, Vector]]  # what later groups may not use
+    in_tree: list[tuple[int, int, int]]  # (tree node, resource, amount)
+
+
+class Reservations:
+    """Those of one pass, in the order in which they were made."""
+
+    def __init__(self, work: Work, now: float) -> None:
+        self.work, self.now = work, now
+        self.made: list[Reservation] = []
+        self._asked: list[tuple[Item, Counts]] = []
+        self._shadow: Shadow | None = None
+
+    def due(self, item: Item) -> bool:
+        since = item.group.passed_over_since
+        return since is not None and since + self.work.state.settings.reserve_after_seconds <= self.now
+
+    def ask(self, item: Item, counts: Counts) -> None:
+        """Keep room for a head that does not fit, from now on; worked out when a later group has its turn."""
+        self._asked.append((item, counts))
+
+    def settle(self) -> None:
+        """Somebody later has a turn: work out what is kept."""
+        for item, counts in self._asked:
+            self._make(item, counts)
+        self._asked.clear()
+
+    def _make(self, item: Item, counts: Counts) -> None:
+        """Nothing where the head would not even fit an empty cluster."""
+        if self._shadow is None:
+            self._shadow = Shadow(self.work)
+        shadow = self._shadow
+        shadow.catch_up()
+        found = shadow.let_end_until(item, counts)
+        if found is None:
+            return
+        start, nodes, rooms = found
+        made = Reservation(item, max(start, self.now) if start < inf else None, [], [])
+        fleet, future = self.work.state.fleet, self.work.state.future
+        if fleet is not None and shadow.fleet is not None:
+            for i in nodes:
+                pair = zip(fleet.future.free[i], shadow.fleet.real[i], strict=True)
+                made.on_nodes.append((i, tuple(max(0, free - max(0, beside)) for free, beside in pair)))
+        for node, r, room in rooms:
+            top = node.max[r]
+            assert top is not None
+            free = top - future.used[node.index][r] - future.kept.get((node.index, r), 0)
+            if free > room:
+                made.in_tree.append((node.index, r, free - max(0, room)))
+        self.made.append(made)
+        self._impose(made, 1)
+
+    def _impose(self, made: Reservation, sign: int) -> None:
+        for i, kept in made.on_nodes:
+            if self.work.state.fleet is not None:
+                self.work.state.fleet.charge(i, kept, sign, real=False)
+        for node, r, amount in made.in_tree:
+            self.work.state.future.keep(node, r, amount * sign)
+        self.work.version += 1
+
+    def why(self, item: Item, counts: Counts) -> Blocked | None:
+        """If a group would fit but for the reservations: so it is told."""
+        if not self.made or any(made.item is item for made in self.made):
+            return None
+        future, vector = self.work.state.future, item.shape.quota(counts)
+        if future.shortage(item.leaf, vector) is not None:
+            kept, future.kept = future.kept, {}
+            fits = future.shortage(item.leaf, vector) is None
+            future.kept = kept
+        else:
+            for made in self.made:
+                self._impose(made, -1)
+            fits = self.work.fits(item, counts)
+            for made in self.made:
+                self._impose(made, 1)
+        return Held(self.made[0].item.key, self.made[0].start, self.now) if fits else None
+
+    def lift(self) -> None:
+        """Before the state goes back to what the snapshot says."""
+        for made in self.made:
+            self._impose(made, -1)
+        self.made.clear()
+
+
+class Shadow:
+    """The cluster as it will be while groups end; the heads that were given a start are in it."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.ledger = Ledger(work.state.tree)
+        self.ledger.add_all(work.state.future)
+        self.fleet = None if work.state.fleet is None else work.state.fleet.shadow()
+        self.placer = None if self.fleet is None else Placer(self.fleet)
+        self._gone: set[Key] = {run.item.key for run in work.runs.values() if run.evicted}
+        self._come: set[Key] = {run.item.key for run in work.runs.values() if run.started or run.promised}
+        running = [item for line in work.state.lines.values() for item in line.running.values()]
+        running.sort(key=lambda item: (_end(item), item.group.admitted_at or 0.0, item.key), reverse=True)
+        self._running = running  # the next to end is the last
+        self._ended = 0.0
+
+    def catch_up(self) -> None:
+        """Take in what the pass has decided since."""
+        for run in self.work.runs.values():
+            key = run.item.key
+            if run.evicted and key not in self._gone:
+                self._end(run.item)
+            elif (run.started or run.promised) and key not in self._come:
+                self._come.add(key)
+                self.ledger.add(run.item.leaf, run.item.shape.quota(run.counts))
+                self._move(run, 1)
+
+    def let_end_until(
+        self, item: Item, counts: Counts
+    ) -> tuple[float, list[int], list[tuple[TreeNode, int, int]]] | None:
+        """(time, nodes, room left beside it at every limit) when `counts` pods of a head fit and are placed."""
+        vector = item.shape.quota(counts)
+        if any(vector[r] > top for node in item.leaf.path for r, top in node.limited):
+            return None
+        nodes = self._place(item, counts, vector)
+        while nodes is None and self._running:
+            ending = self._running.pop()
+            if ending.key not in self._gone:
+                self._ended = _end(ending)
+                self._end(ending)
+                nodes = self._place(item, counts, vector)
+        if nodes is None:
+            return None
+        self.ledger.add(item.leaf, vector)
+        rows = self.ledger.used
+        rooms = [(n, r, top - rows[n.index][r]) for n in item.leaf.path for r, top in n.limited if vector[r]]
+        return self._ended, nodes, rooms
+
+    def _place(self, item: Item, counts: Counts, vector: Vector) -> list[int] | None:
+        if self.ledger.shortage(item.leaf, vector) is not None:
+            return None
+        if self.placer is None:
+            return []
+        wants = [(m.pod, n) for m, n in zip(item.shape.members, counts, strict=True) if m.pod is not None]
+        home = sorted({i for spread in item.spreads for i in spread})
+        spreads = self.placer.place(wants, item.shape.required, home=home)
+        return None if spreads is None else sorted({i for spread in spreads for i in spread})
+
+    def _end(self, item: Item) -> None:
+        self._gone.add(item.key)
+        run = self.work.runs.get(item.key) or Run.of(item)
+        self.ledger.add(item.leaf, item.kept, -1)
+        if self.fleet is not None:
+            for i, vector in item.kept_on:
+                self.fleet.charge(i, vector, -1)
+        self._move(run, -1)
+
+    def _move(self, run: Run, sign: int) -> None:
+        """Pods that the pass has placed itself."""
+        for member, loose in zip(run.item.shape.members, run.loose, strict=True):
+            for i in loose if self.fleet is not None and member.pod is not None else ():
+                assert self.fleet is not None
+                assert member.pod is not None
+                self.fleet.charge(i, member.pod.vector, sign)
+
+
+def _end(item: Item) -> float:
+    return inf if item.group.expected_end is None else item.group.expected_end

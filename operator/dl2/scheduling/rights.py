@@ -1,0 +1,143 @@
+"""Who may lose to whom: the rules of priority, guarantee and fair share, tested on the usage of the moment.
+
+The asker's and the victim's queue are compared where their branches of the tree meet, as Kueue's fair
+sharing does: the two children of the lowest common ancestor stand for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from enum import Enum
+
+from dl2.scheduling.items import Item
+from dl2.scheduling.snapshot import Preemption
+from dl2.scheduling.state import State
+from dl2.scheduling.tree import Share, TreeNode, Vector
+
+
+class Right(Enum):
+    """Why a queue's groups may be taken from."""
+
+    PRIORITY = "of higher priority in the same queue"
+    GUARANTEE = "within the guarantee of its queue"
+    FAIR = "whose queue has less than its fair share"
+
+
+class Rights:
+    """What one asker may take. `vector` is what it needs more, `contested` the resources it is about, and
+    `stays` the usage without what this pass has given, by tree node."""
+
+    def __init__(
+        self, state: State, stays: list[list[int]], asker: Item, vector: Vector, *, growing: bool
+    ) -> None:
+        self.tree, self.used, self.stays = state.tree, state.future.used, stays
+        self.asker, self.vector, self.growing = asker, vector, growing
+        self.nothing = (0,) * len(vector)
+        self.contested = self._contested(state)
+        self.path = set(asker.leaf.path)
+        self._shares: dict[int, Share] = {}
+        queue = asker.leaf.queue
+        self.within = queue.within_queue if queue is not None else Preemption.NEVER
+        self.reclaim = queue.reclaim if queue is not None else Preemption.NEVER
+
+    def _contested(self, state: State) -> tuple[int, ...]:
+        """Resources of which a limit is short; where none is (it is about nodes), all it asks for."""
+        asked = [r for r, amount in enumerate(self.vector) if amount > 0]
+        short = [r for r in asked if state.future.lacks(self.asker.leaf, r, self.vector[r])]
+        return tuple(short or asked)
+
+    def any_of(self, leaf: TreeNode) -> bool:
+        """May every group of a leaf lose, whatever its priority?"""
+        return leaf is not self.asker.leaf and self.reclaim is Preemption.ANY
+
+    def may_lose(self, victim: Item) -> bool:
+        """By priority, whatever the shares say."""
+        policy = self.within if victim.leaf is self.asker.leaf else self.reclaim
+        if policy is Preemption.LOWER_PRIORITY:
+            return victim.group.priority < self.asker.group.priority
+        return policy is Preemption.ANY
+
+    def against(self, leaf: TreeNode, *, fresh: bool = False) -> Right | None:
+        """The right to take from a leaf as things stand, or None. `fresh`: what this pass has given itself.
+
+        For what ran before, only what ran before counts: what this pass has given is no reason to lose the rest.
+        """
+        if leaf is self.asker.leaf:
+            return None if self.growing or self.within is Preemption.NEVER else Right.PRIORITY
+        if self.reclaim is Preemption.NEVER:
+            return None
+        fork = self.tree.fork(self.asker.leaf, leaf)
+        used = self.used if fresh else self.stays
+        for r in self.contested:
+            for node in fork.steps:
+                if used[node.index][r] <= node.min[r]:
+                    break
+            else:
+                break
+        else:
+            return None  # nothing contested of which all on its way up hold more than their min
+        mine = fork.mine
+        asks, holds = self.share(mine), self.share(fork.theirs)
+        if asks > holds:
+            return None
+        within = all(self.used[mine.index][r] + self.vector[r] <= mine.min[r] for r in self.contested)
+        # A guarantee of one resource is no licence to be the greedier in another: what was taken would come
+        # back in the next pass, when the victim's queue has its turn before the asker's.
+        return Right.GUARANTEE if within and asks < holds else Right.FAIR
+
+    def losers(self, among: Collection[int], *, fresh: bool = False) -> Iterator[TreeNode]:
+        """The leaves that `against` gives a right to; `among`: indices of those that have something to lose.
+
+        Walks down from every fork on the asker's way up and leaves a branch at the first reason against it.
+        """
+        leaf = self.asker.leaf
+        if leaf.index in among and self.against(leaf, fresh=fresh) is not None:
+            yield leaf
+        if self.reclaim is Preemption.NEVER:
+            return
+        used = self.used if fresh else self.stays
+        for mine in leaf.path[:-1]:
+            assert mine.parent is not None
+            for theirs in mine.parent.children:
+                over = [r for r in self.contested if used[theirs.index][r] > theirs.min[r]]
+                if over and theirs is not mine and self.share(mine) <= self.share(theirs):
+                    yield from self._below(theirs, over, used, among)
+
+    def _below(
+        self, top: TreeNode, over: list[int], used: list[list[int]], among: Collection[int]
+    ) -> Iterator[TreeNode]:
+        """Leaves under `top` on whose way down everybody holds more than its min of one contested resource."""
+        stack = [(top, over)]
+        while stack:
+            node, above = stack.pop()
+            if not node.children and node.index in among:
+                yield node
+            for child in node.children:
+                rest = [r for r in above if used[child.index][r] > child.min[r]]
+                if rest:
+                    stack.append((child, rest))
+
+    def fair_after(self, leaf: TreeNode, victim: Vector) -> bool:
+        """Would the asker's branch with the newcomer hold no more than the victim's without the victim?"""
+        fork = self.tree.fork(self.asker.leaf, leaf)
+        without = [-amount for amount in victim]
+        theirs = self.tree.weighted_share(fork.theirs, self.used[fork.theirs.index], without)
+        return self.share(fork.mine) <= theirs
+
+    def fair_before(self, leaf: TreeNode) -> bool:
+        """Does the asker's branch with the newcomer hold less than the victim's does now?"""
+        fork = self.tree.fork(self.asker.leaf, leaf)
+        return self.share(fork.mine) < self.share(fork.theirs)
+
+    def share(self, node: TreeNode) -> Share:
+        """Weighted share with the newcomer in its place; known until `moved`."""
+        share = self._shares.get(node.index)
+        if share is None:
+            more: Sequence[int] = self.vector if node in self.path else self.nothing
+            share = self._shares[node.index] = self.tree.weighted_share(node, self.used[node.index], more)
+        return share
+
+    def moved(self, leaf: TreeNode) -> None:
+        """The usage on the path of `leaf` has changed."""
+        for node in leaf.path:
+            self._shares.pop(node.index, None)

@@ -1,0 +1,157 @@
+"""Making room for a group that does not fit: what this pass has started itself goes first, then elastic pods,
+then whole groups; never more than is needed, and nothing where it would not help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from dl2.scheduling.hunt import Hunt, Means, victim_key
+from dl2.scheduling.items import Counts, Item
+from dl2.scheduling.plan import Reason
+from dl2.scheduling.rights import Right, Rights
+from dl2.scheduling.snapshot import Key
+from dl2.scheduling.tree import TreeNode, Vector
+from dl2.scheduling.work import Spreads, Work
+
+_GROWTH = ((Means.SHRINK,),)
+# All means in turn; if that is not enough, the shrinks may have spoilt the shares: then without them.
+_START = ((Means.WITHDRAW, Means.SHRINK, Means.EVICT), (Means.WITHDRAW, Means.EVICT))
+
+
+class Room:
+    """Makes room for askers during one pass."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self._orders: dict[tuple[int, Means], tuple[list[Item], Vector]] = {}
+        self._leaves = {i for i, line in work.state.lines.items() if line.running and i >= 0}
+        self._hopeful: dict[tuple[Key, Counts, bool], int] = {}  # who would find room, at which version
+        # (leaf, asked for, priority, growing) -> the version at which all that may be taken was too little
+        self._hopeless: dict[tuple[int, Vector, int, bool], int] = {}
+
+    def make(
+        self, item: Item, counts: Counts, spreads: Sequence[dict[int, int]], *, growing: bool = False
+    ) -> Spreads | None:
+        """Where the asker goes once its victims are gone (taken in the future picture), or None.
+
+        Growth takes elastic pods only. Nothing changes where it is of no use.
+        """
+        hunt = self._search(item, counts, spreads, growing=growing)
+        if hunt is None:
+            return None
+        hunt.spare_the_needless()
+        self._tell(hunt)
+        self.work.moved |= {taken.run.item.leaf for taken in hunt.taken}
+        return hunt.placed
+
+    def could(self, item: Item, counts: Counts, *, growing: bool = False) -> bool:
+        """Is there anybody it has a right to take from? Not yet: enough."""
+        return any(self._rights(item, counts, growing=growing).losers(self._leaves))
+
+    def would(
+        self, item: Item, counts: Counts, spreads: Sequence[dict[int, int]], *, growing: bool = False
+    ) -> bool:
+        """Would `make` find room? Changes nothing."""
+        known, version = (item.key, counts, growing), self.work.version
+        if self._hopeful.get(known) == version:
+            return True
+        hunt = self._search(item, counts, spreads, growing=growing)
+        if hunt is None:
+            return False
+        hunt.give_back()
+        self.work.version = version
+        self._hopeful[known] = version
+        return True
+
+    def may_take_fresh(self, item: Item, vector: Vector, *, everything: bool = False) -> bool:
+        """Has this pass started anything since that a group asking for `vector` has a better right to?
+
+        `everything`: no matter which resource it is about.
+        """
+        rights = Rights(self.work.state, self.work.stays.used, item, vector, growing=False)
+        if everything:
+            rights.contested = tuple(range(len(vector)))
+        return any(rights.losers(self._fresh(), fresh=True))
+
+    def _rights(self, item: Item, counts: Counts, *, growing: bool) -> Rights:
+        return Rights(self.work.state, self.work.stays.used, item, item.shape.quota(counts), growing=growing)
+
+    def _search(
+        self, item: Item, counts: Counts, spreads: Sequence[dict[int, int]], *, growing: bool
+    ) -> Hunt | None:
+        known = (item.leaf.index, item.shape.quota(counts), item.group.priority, growing)
+        version = self.work.version
+        if self._hopeless.get(known) == version:
+            return None
+        rights = self._rights(item, counts, growing=growing)
+        fresh = [] if growing else list(rights.losers(self._fresh(), fresh=True))
+        others = list(rights.losers(self._leaves))
+        quota_only = True
+        for ways in (_GROWTH if growing else _START) if fresh or others else ():
+            hunt = Hunt(self.work, rights, counts, spreads)
+            for means in ways:
+                if self._hunt(hunt, means, fresh if means is Means.WITHDRAW else others):
+                    return hunt
+            shrunk = any(taken.means is Means.SHRINK for taken in hunt.taken)
+            quota_only = quota_only and hunt.short_of_quota()
+            hunt.give_back()
+            if not shrunk:
+                break
+        self.work.version = version  # all is as it was
+        if quota_only:
+            self._hopeless[known] = version
+        return None
+
+    def _fresh(self) -> set[int]:
+        return {index for index, items in self.work.fresh.items() if items}
+
+    def _hunt(self, hunt: Hunt, means: Means, leaves: Sequence[TreeNode]) -> bool:
+        victims: dict[int, list[Item]] = {}
+        least: dict[int, Vector] = {}
+        for leaf in leaves:
+            order, smallest = self._order(leaf, means)
+            losers = order[:] if hunt.rights.any_of(leaf) else [i for i in order if hunt.rights.may_lose(i)]
+            if losers:
+                victims[leaf.index], least[leaf.index] = losers, smallest
+        open_leaves = [leaf for leaf in leaves if leaf.index in victims]
+        return bool(victims) and hunt.search(means, victims, least, open_leaves)
+
+    def _order(self, leaf: TreeNode, means: Means) -> tuple[list[Item], Vector]:
+        """The groups of a leaf that can lose, the first to lose last; and less than any of them would lose."""
+        if means is Means.WITHDRAW:
+            return self._sorted(self.work.fresh[leaf.index], means)
+        key = (leaf.index, means)
+        if key not in self._orders:
+            running = self.work.state.lines[leaf.index].running.values()
+            can = [i for i in running if not i.group.error and (means is Means.EVICT or _elastic(i))]
+            self._orders[key] = self._sorted(can, means)
+        return self._orders[key]
+
+    def _sorted(self, items: Iterable[Item], means: Means) -> tuple[list[Item], Vector]:
+        order = sorted(items, key=lambda item: victim_key(item, means), reverse=True)
+        losses = [quota for item in order for quota in _losses(item, means)]
+        return order, tuple(map(min, zip(*losses, strict=True)))
+
+    def _tell(self, hunt: Hunt) -> None:
+        asker = hunt.rights.asker
+        for taken in hunt.taken:
+            reason = Reason.RECLAIMED if taken.right is Right.GUARANTEE else Reason.PREEMPTED
+            text = f"makes room for {asker.key} ({asker.group.queue}), {taken.right.value}"
+            if taken.means is Means.WITHDRAW:
+                self.work.withdraw(taken.run)
+            elif taken.means is Means.EVICT:
+                taken.run.evicted = (reason, text)
+            else:
+                taken.run.shrunk = (reason, text)
+
+
+def _losses(item: Item, means: Means) -> list[Vector]:
+    """What a leaf loses with one pod of each kind (shrinks), or at least loses with a group."""
+    if means is Means.SHRINK:
+        return [member.quota for member in item.shape.members]
+    least = item.shape.least
+    return [item.shape.quota(tuple(map(min, item.counts, least)) if item.admitted else least)]
+
+
+def _elastic(item: Item) -> bool:
+    return any(has > least for has, least in zip(item.counts, item.shape.least, strict=True))

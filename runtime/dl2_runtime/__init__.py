@@ -1,0 +1,1 @@
+"""What a training image needs to run as a DL2 job."""

@@ -1,0 +1,23 @@
+#!/bin/sh
+# Debian packages that the real nodes of the embedded cluster need. Installs what is missing, as root; says so otherwise.
+set -eu
+
+# command that must exist -> package that brings it
+needed="containerd:containerd runc:runc buildah:buildah mmdebstrap:mmdebstrap nft:nftables ip:iproute2"
+missing=""
+for pair in $needed; do
+    PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair##*:}"
+done
+[ -x /usr/lib/cni/ptp ] || missing="$missing containernetworking-plugins"
+python3 -c 'import ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv"
+
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+    echo "Missing for real nodes:$missing. Install them (Debian: sudo apt-get install$missing); going on without." >&2
+    exit 0
+fi
+echo "Installing$missing"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+# shellcheck disable=SC2086 # a list of words
+apt-get install -qq --yes --no-install-recommends $missing >/dev/null

@@ -1,0 +1,177 @@
+"""`dl2 decide`: manifests in, plan out; bad input says what, where and the mend, and exits with 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from dl2.cli.decide import app
+
+QUEUES = """
+apiVersion: dl2.dev/v1alpha1
+kind: TenantQueue
+metadata: {name: a}
+spec: {weight: 0, namespaceSelector: {}, resources: {nvidia.com/gpu: {min: "1"}}}
+---
+apiVersion: dl2.dev/v1alpha1
+kind: TenantQueue
+metadata: {name: b}
+spec: {namespaceSelector: {}, resources: {nvidia.com/gpu: {min: "2"}}}
+"""
+NODE = """
+apiVersion: v1
+kind: Node
+metadata: {name: n1}
+status: {allocatable: {nvidia.com/gpu: "3", cpu: "32", pods: "110"}}
+"""
+
+
+def group(name: str, queue: str, count: int, least: int, admitted: int | None = None) -> str:
+    status = ""
+    if admitted is not None:
+        condition = '{type: Admitted, status: "True", reason: A, message: "", lastTransitionTime: 2026-11-23T09:00:00Z}'
+        status = f"status: {{conditions: [{condition}], members: [{{name: worker, admitted: {admitted}}}]}}"
+    return f"""
+apiVersion: dl2.dev/v1alpha1
+kind: PodGroup
+metadata: {{name: {name}, namespace: x}}
+spec:
+  queue: {queue}
+  members: [{{name: worker, count: {count}, minCount: {least}, requests: {{nvidia.com/gpu: "1"}}}}]
+{status}
+"""
+
+
+def run(*documents: str, more: tuple[str, ...] = ("-o", "json")) -> Result:
+    return CliRunner().invoke(app, ["-f", "-", *more], input="\n---\n".join(documents))
+
+
+def plan(result: Result) -> dict[str, dict[str, Any]]:
+    assert result.exit_code == 0, result.output
+    return {entry["name"]: entry for entry in json.loads(result.stdout)["plan"]}
+
+
+def test_the_contracts_example_shrinks_one_and_starts_the_other() -> None:
+    documents = (QUEUES, NODE, group("ga", "a", 2, 1, admitted=2), group("gb", "b", 3, 1))
+    first = plan(run(*documents))
+    assert (first["ga"]["action"], first["ga"]["members"]["worker"]["count"]) == ("Resize", 1)
+    assert (first["gb"]["action"], first["gb"]["members"]["worker"]) == (
+        "Admit",
+        {"count": 1, "domains": {"n1": 1}},
+    )
+    end = run(*documents, more=("-o", "json", "--settle"))
+    last = plan(end)
+    assert (last["ga"]["action"], last["ga"]["reason"]) == ("Resize", "Reclaimed")
+    assert (last["gb"]["action"], last["gb"]["members"]["worker"]["count"]) == ("Admit", 2)
+    figures = json.loads(end.stdout)["queues"]["b"]["nvidia.com/gpu"]
+    assert figures == {"used": "2", "share": "2", "borrowed": "0", "lent": "0"}
+
+
+def test_without_nodes_quota_alone_decides_and_no_domains_are_shown() -> None:
+    documents = ("apiVersion: dl2.dev/v1alpha1\nkind: TenantQueue\nmetadata: {name: a}\n"
+                 "spec: {namespaceSelector: {}, resources: {nvidia.com/gpu: {max: 4}}}",
+                 group("g", "a", 3, 3))  # fmt: skip
+    assert plan(run(*documents))["g"]["members"] == {"worker": {"count": 3}}
+
+
+def test_manifests_without_times_queue_in_the_order_they_stand_in() -> None:
+    queue = ("apiVersion: dl2.dev/v1alpha1\nkind: TenantQueue\nmetadata: {name: a}\n"
+             "spec: {namespaceSelector: {}, resources: {nvidia.com/gpu: {max: 1}}}")  # fmt: skip
+    answer = plan(run(queue, group("z", "a", 1, 1), group("b", "a", 1, 1)))
+    assert (answer["z"]["action"], answer["b"]["action"]) == ("Admit", "Wait")
+    assert answer["b"]["position"] == 1
+
+
+def test_a_dljob_without_a_pod_group_is_decided_as_the_one_it_would_own() -> None:
+    template = "template: {spec: {containers: [{name: m, image: i, resources: {requests: {cpu: 1}}}]}}"
+    job = f"""
+apiVersion: dl2.dev/v1alpha1
+kind: DLJob
+metadata: {{name: j, namespace: x}}
+spec: {{queue: a, runtime: static, workers: {{min: 2, max: 4, {template}}}, servers: {{min: 1, {template}}}}}
+"""
+    members = plan(run(QUEUES, NODE, job))["j"]["members"]
+    assert {name: member["count"] for name, member in members.items()} == {
+        "coordinator": 1,
+        "server": 1,
+        "worker": 2,
+    }
+
+
+def test_what_if_replaces_and_snapshot_replays(tmp_path: Path) -> None:
+    base, change, saved = tmp_path / "base.yaml", tmp_path / "change.yaml", tmp_path / "saved.json"
+    base.write_text("\n---\n".join((QUEUES, NODE, group("g", "b", 4, 4))))
+    change.write_text(NODE.replace('gpu: "3"', 'gpu: "4"'))
+    arguments = ["-f", str(base), "--what-if", str(change), "--snapshot-to", str(saved), "-o", "json"]
+    answer = CliRunner().invoke(app, arguments)
+    assert plan(answer)["g"]["action"] == "Admit"
+    assert CliRunner().invoke(app, ["-f", str(saved), "-o", "json"]).stdout == answer.stdout
+    assert plan(CliRunner().invoke(app, ["-f", str(base), "-o", "json"]))["g"]["action"] == "Wait"
+
+
+def test_lists_are_opened() -> None:
+    item = {
+        "metadata": {"name": "g", "namespace": "x"},
+        "spec": {"queue": "a", "members": [{"name": "w", "count": 1}]},
+    }
+    as_list = {"kind": "PodGroupList", "apiVersion": "dl2.dev/v1alpha1", "items": [item]}
+    assert plan(run(QUEUES, json.dumps(as_list)))["g"]["action"] == "Admit"
+
+
+def test_the_table_is_for_people() -> None:
+    result = run(QUEUES, NODE, group("g", "b", 1, 1), more=())
+    assert result.exit_code == 0
+    assert "Admit" in result.stdout
+    assert "x/g" in result.stdout
+
+
+BAD = {
+    "not YAML": ("a: [", ["standard input", "no YAML"]),
+    "no object": ("just text", ["standard input", "no Kubernetes object"]),
+    "no kind": ("metadata: {name: x}", ["kind: is missing"]),
+    "no name": ("kind: Node\nmetadata: {}", ["Node: metadata.name"]),
+    "bad quantity": (
+        group("g", "a", 1, 1).replace('gpu: "1"', 'gpu: "1x"'),
+        ["PodGroup x/g", "spec.members[0].requests"],
+    ),
+    "min above count": (
+        group("g", "a", 1, 2),
+        ["PodGroup x/g", "spec.members[0].minCount", "lower minCount"],
+    ),
+    "old version": (
+        "apiVersion: dl2.dev/v1\nkind: PodGroup\nmetadata: {name: g}",
+        ["apiVersion", "v1alpha1"],
+    ),
+    "bad time": (
+        group("g", "a", 1, 1).replace("namespace: x", "namespace: x, creationTimestamp: today"),
+        ["g", "today"],
+    ),
+    "node": (
+        "kind: Node\nmetadata: {name: n}\nstatus: {allocatable: {cpu: many}}",
+        ["Node n", "allocatable", "many"],
+    ),
+    "pod": ("kind: Pod\nmetadata: {name: p}\nspec: {containers: 3}", ["Pod p"]),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), BAD.values(), ids=BAD.keys())
+def test_bad_input_exits_with_2_and_says_what_and_where(text: str, said: list[str]) -> None:
+    result = run(text)
+    assert result.exit_code == 2
+    for part in said:
+        assert part in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_bad_time_option() -> None:
+    result = run(NODE, more=("--now", "yesterday"))
+    assert (result.exit_code, "--now" in result.stderr) == (2, True)
+
+
+def test_nothing_to_decide_on() -> None:
+    assert CliRunner().invoke(app, []).exit_code == 2

@@ -1,0 +1,146 @@
+"""The store: three channels tell of the same objects in any order, and the picture is right after each."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import Any
+
+import pytest
+
+from dl2.api import names
+from dl2.cluster.resources import NODES, POD_GROUPS, PODS, TENANT_QUEUES
+from dl2.cluster.store import Store
+from dl2.scheduling.snapshot import Key
+from tests.unit.controller.objects import raw
+
+
+def group(version: int, uid: str = "u", count: int = 1) -> dict[str, Any]:
+    members = [{"name": "worker", "count": count, "requests": {"cpu": "1"}}]
+    return raw("PodGroup", "g", {"members": members}, uid=uid, resourceVersion=str(version))
+
+
+def pod(
+    version: int, name: str = "p", of: str | None = "g", node: str | None = None, phase: str = "Pending"
+) -> Any:
+    labels = {names.LABEL_POD_GROUP: of, names.LABEL_MEMBER: "worker"} if of else {}
+    spec = {"containers": [], **({"nodeName": node} if node else {})}
+    return raw("Pod", name, spec, {"phase": phase}, resourceVersion=str(version), labels=labels)
+
+
+def node(version: int, ready: bool = True, heartbeat: str = "t0") -> Any:
+    condition = {"type": "Ready", "status": str(ready), "lastHeartbeatTime": heartbeat}
+    return raw(
+        "Node",
+        "n",
+        {},
+        {"allocatable": {"cpu": "4"}, "conditions": [condition]},
+        resourceVersion=str(version),
+    )
+
+
+def seen(store: Store) -> int | None:
+    entry = store.get(POD_GROUPS, "team-a", "g")
+    return entry.version if entry else None
+
+
+@pytest.mark.parametrize("order", list(permutations([1, 2, 3])))
+def test_the_newest_version_wins_in_whatever_order_they_come(order: tuple[int, ...]) -> None:
+    store = Store()
+    for version in order:
+        store.upsert(POD_GROUPS, group(version))
+    assert seen(store) == 3
+
+
+def test_a_deleted_object_does_not_come_back_with_a_late_event() -> None:
+    store = Store()
+    store.upsert(POD_GROUPS, group(1))
+    store.remove(POD_GROUPS, "u")
+    store.hear(POD_GROUPS, "MODIFIED", group(2))
+    assert seen(store) is None
+
+
+NAMESAKES = {
+    "the new one is told of before the end of the old one": [
+        ("ADDED", 1, "old"),
+        ("ADDED", 9, "new"),
+        ("MODIFIED", 5, "old"),
+        ("DELETED", 6, "old"),
+    ],
+    "the end of the old one is never told": [("ADDED", 1, "old"), ("ADDED", 9, "new")],
+    "the old one is told of only after the new one": [("ADDED", 9, "new"), ("MODIFIED", 5, "old")],
+    "all in order": [("ADDED", 1, "old"), ("DELETED", 6, "old"), ("ADDED", 9, "new")],
+}
+
+
+@pytest.mark.parametrize("events", NAMESAKES.values(), ids=NAMESAKES.keys())
+def test_a_name_belongs_to_the_younger_of_two(events: list[tuple[str, int, str]]) -> None:
+    store = Store()
+    for kind, version, uid in events:
+        store.hear(POD_GROUPS, kind, group(version, uid))
+    assert [entry.uid for entry in store.all(POD_GROUPS)] == ["new"]
+    found = store.get(POD_GROUPS, "team-a", "g")
+    assert found is not None
+    assert found.uid == "new"
+
+
+def test_a_list_forgets_what_is_gone_but_not_what_is_newer_than_itself() -> None:
+    store = Store()
+    store.upsert(PODS, pod(5, "gone"))
+    store.upsert(PODS, pod(20, "made-since"))
+    assert store.keep_only(PODS, set(), version=10) == 1
+    assert [entry.name for entry in store.all(PODS)] == ["made-since"]
+    assert [p.name for p in store.pods_of(Key("team-a", "g"))] == ["made-since"]
+
+
+def test_an_object_that_cannot_be_read_says_why_and_stops_nobody() -> None:
+    store = Store()
+    store.upsert(POD_GROUPS, raw("PodGroup", "bad", {"members": [{"name": "w", "count": -1}]}))
+    store.upsert(POD_GROUPS, group(3))
+    bad = store.get(POD_GROUPS, "team-a", "bad")
+    assert bad is not None
+    assert bad.value is None
+    assert "spec.members[0].count" in bad.error
+    assert seen(store) == 3
+
+
+def after(store: Store, *steps: Any) -> tuple[set[Key], set[str], set[str], bool]:
+    """What the last of `steps` marks as changed."""
+    for step in steps[:-1]:
+        step()
+    store.dirty, store.dirty_nodes, store.dirty_kinds = set(), set(), set()
+    store.changed.clear()
+    steps[-1]()
+    return store.dirty, store.dirty_nodes, store.dirty_kinds, store.changed.is_set()
+
+
+KEY = Key("team-a", "g")
+FREE, BOUND = pod(1, of=None), pod(2, of=None, node="n")
+STARTED, ENDED = (pod(3, of=None, node="n", phase=phase) for phase in ("Running", "Succeeded"))
+NOTHING: Any = (set(), set(), set(), False)
+THE_NODE: Any = (set(), {"n"}, set(), True)
+MARKS: dict[str, Any] = {
+    "a pod of a group": ([(PODS, pod(1)), (PODS, pod(2, node="n"))], ({KEY}, set(), set(), True)),
+    "a pod of nobody waits": ([(PODS, FREE)], NOTHING),
+    "a pod of nobody is bound": ([(PODS, FREE), (PODS, BOUND)], THE_NODE),
+    "a pod of nobody turns ready": ([(PODS, BOUND), (PODS, STARTED)], NOTHING),
+    "a pod of nobody ends": ([(PODS, BOUND), (PODS, ENDED)], THE_NODE),
+    "a node's heartbeat": ([(NODES, node(1)), (NODES, node(2, heartbeat="t1"))], NOTHING),
+    "a node is lost": ([(NODES, node(1)), (NODES, node(2, ready=False))], THE_NODE),
+    "a queue": ([(TENANT_QUEUES, raw("TenantQueue", "q"))], (set(), set(), {"TenantQueue"}, True)),
+}
+
+
+@pytest.mark.parametrize(("told", "marked"), MARKS.values(), ids=MARKS.keys())
+def test_a_change_marks_what_it_concerns_and_nothing_else(told: list[Any], marked: Any) -> None:
+    store = Store()
+    steps = [lambda r=resource, o=found: store.upsert(r, o) for resource, found in told]
+    assert after(store, *steps) == marked
+
+
+def test_room_on_a_node_is_what_pods_of_nobody_leave() -> None:
+    store = Store()
+    store.upsert(PODS, pod(1, "theirs", of=None, node="n"))
+    store.upsert(PODS, pod(2, "ours", node="n"))
+    assert [p.name for p in store.others_on("n")] == ["theirs"]
+    store.upsert(PODS, pod(3, "theirs", of=None, node="n", phase="Succeeded"))
+    assert list(store.others_on("n")) == []

@@ -1,0 +1,136 @@
+"""The loop: one bad object, one bad pass or one full applier never stops the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dl2.api import names
+from dl2.cluster.applier import Applier
+from dl2.cluster.resync import Resync
+from dl2.cluster.store import Store
+from dl2.controller import decisions, world
+from dl2.controller.loop import Controller
+from dl2.scheduling.plan import Action
+from dl2.scheduling.snapshot import Key
+from dl2.web.metrics import Metrics
+from tests.unit.cluster.fake_api import FakeApi, FakeClient
+from tests.unit.controller.life import HASTY, NAMESPACE, Life, cluster, true
+
+
+def group(name: str, cpu: str = "1", **more: Any) -> dict[str, Any]:
+    members = [{"name": "worker", "count": 1, "requests": {"cpu": cpu}}]
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "PodGroup",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {"members": members, **more},
+    }
+
+
+def admitted(api: FakeApi, name: str) -> bool:
+    return true(api.objects["PodGroup", NAMESPACE, name], "Admitted")
+
+
+async def controller(api: FakeApi) -> tuple[Controller, Store]:
+    client, store = FakeClient(api), Store()
+    await Resync(client, store).prime()  # type: ignore[arg-type]
+    return Controller(client, store, HASTY, Metrics()), store  # type: ignore[arg-type]
+
+
+async def test_one_group_that_breaks_the_reader_gets_a_condition_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = world.intake.read_group
+
+    def read(spec: Any, *arguments: Any, **more: Any) -> Any:
+        if spec.metadata.name == "cursed":
+            raise ZeroDivisionError("no such thing")
+        return real(spec, *arguments, **more)
+
+    monkeypatch.setattr(world.intake, "read_group", read)
+    life = Life(cluster())
+    life.api.put(group("cursed"))
+    life.api.put(group("sound"))
+    await life.until(lambda: admitted(life.api, "sound"))
+    cursed = life.api.objects["PodGroup", NAMESPACE, "cursed"]["status"]
+    assert (cursed["state"], cursed["reason"]) == ("Pending", "Misconfigured")
+
+
+async def test_an_object_that_no_schema_would_have_let_in_gets_a_condition(subtests: Any) -> None:
+    life = Life(cluster())
+    life.api.put(group("sound"))
+    life.api.put({**group("wrong"), "spec": {"members": [{"name": "w", "count": "many"}]}})
+    await life.until(lambda: admitted(life.api, "sound"))
+    (told,) = life.api.objects["PodGroup", NAMESPACE, "wrong"]["status"]["conditions"]
+    assert (told["reason"], "spec.members[0].count" in told["message"]) == ("Misconfigured", True)
+
+
+async def test_what_a_failed_pass_was_about_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    api = cluster()
+    api.put(group("g"))
+    operator, _ = await controller(api)
+    real, failures = decisions.decide, iter([True])
+
+    def decide(*arguments: Any, **more: Any) -> Any:
+        if next(failures, False):
+            raise RuntimeError("a defect")
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(decisions, "decide", decide)
+    with pytest.raises(RuntimeError):
+        operator.one_pass()
+    operator.one_pass()
+    await operator.applier.drain(1)
+    assert admitted(api, "g")
+
+
+async def test_what_does_not_fit_into_the_applier_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    life = Life(cluster())
+    real = Applier.__init__
+    monkeypatch.setattr(Applier, "__init__", lambda self, *a, **k: real(self, *a, **{**k, "backlog": 3}))
+    for n in range(20):
+        life.api.put(group(f"g{n}"))
+    await life.until(lambda: all(admitted(life.api, f"g{n}") for n in range(20)))
+
+
+async def test_an_admission_on_its_way_counts_already() -> None:
+    """Two passes before the first answer: the second must not give the same room away again."""
+    api = cluster()
+    api.objects["TenantQueue", "", NAMESPACE]["spec"]["resources"]["cpu"]["max"] = "1"
+    api.put(group("a"))
+    operator, store = await controller(api)
+    operator.one_pass()
+    store.upsert(world.POD_GROUPS, api.put(group("b")))
+    operator.one_pass()
+    assert operator._decisions.of(Key(NAMESPACE, "a")).action is Action.KEEP  # type: ignore[union-attr]
+    assert operator._decisions.of(Key(NAMESPACE, "b")).action is Action.WAIT  # type: ignore[union-attr]
+    await operator.applier.drain(1)
+    assert (admitted(api, "a"), admitted(api, "b")) == (True, False)
+
+
+async def test_nothing_is_decided_anew_when_nothing_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    api = cluster()
+    api.put(group("g"))
+    operator, store = await controller(api)
+    for _ in range(4):
+        operator.one_pass()
+        await operator.applier.drain(1)
+    calls = []
+    monkeypatch.setattr(decisions, "decide", lambda *a, **k: calls.append(a))
+    store.touch(Key(NAMESPACE, "g"))
+    operator.one_pass()
+    assert calls == []
+
+
+async def test_quiet_means_no_writes_and_no_wake_ups() -> None:
+    api = cluster()
+    api.put(group("g"))
+    operator, _ = await controller(api)
+    delay: float | None = 0.0
+    for _ in range(8):
+        delay = operator.one_pass()
+        await operator.applier.drain(1)
+    assert delay is None
+    assert operator.applier.open_writes == 0

@@ -1,0 +1,76 @@
+"""The demonstration's manifests are what the operator accepts, and its table tells what the API server says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from dl2.api import DLJob, parse
+from dl2.demo import board, workload
+
+
+def jobs() -> list[Any]:
+    return [job for wave in workload.waves("/checkpoints") for job in wave.jobs]
+
+
+def test_thirty_simulated_jobs_two_real_ones_and_one_that_cannot_fit() -> None:
+    parsed = [parse(job, strict=True) for job in jobs()]
+    assert all(isinstance(job, DLJob) for job in parsed)
+    names = {job.metadata.name for job in parsed}
+    assert len(names) == 33
+    assert {*workload.REAL, workload.TOO_BIG} <= names
+
+
+def test_three_queues_and_every_job_names_one() -> None:
+    queues = {o["metadata"]["name"] for o in workload.setup() if o["kind"] == "TenantQueue"}
+    assert len(queues) == 3
+    assert {job["spec"]["queue"] for job in jobs()} <= queues
+
+
+def test_the_workload_is_the_same_every_time() -> None:
+    assert jobs() == jobs()
+
+
+def shown(content: Any) -> str:
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(content)
+    return console.export_text()
+
+
+def job(name: str, state: str, reason: str = "", message: str = "", **status: Any) -> dict[str, Any]:
+    queued = {"type": "Queued", "status": str(state == "Queued"), "reason": reason, "message": message}
+    return {
+        "metadata": {"name": name, "creationTimestamp": "2026-11-23T09:00:00Z"},
+        "spec": {"queue": "vision"},
+        "status": {"state": state, "conditions": [queued], **status},
+    }
+
+
+def test_the_table_shows_running_jobs_first_and_why_others_wait() -> None:
+    waiting = job("a", "Queued", "WaitingForQuota", "needs 4; 3 free", queuePosition=2)
+    running = job("b", "Running", estimatedCompletion="2026-11-23T09:01:00Z", printed={"progress": "42%"})
+    text = shown(board.live([], [waiting, running], 5, 1795424430, 10))
+    assert text.index(" b ") < text.index(" a ")
+    for part in ("42%", "30 s", "#2 needs 4; 3 free"):
+        assert part in text
+
+
+def test_the_summary_tells_accuracy_mean_time_and_reasons() -> None:
+    real = job(workload.REAL[0], "Succeeded", completionTime="2026-11-23T09:00:40Z",
+               progress={"metrics": {"accuracy": 0.97}})  # fmt: skip
+    simulated = job("sim-01", "Succeeded", completionTime="2026-11-23T09:01:20Z")
+    history = board.History()
+    history.note([job("sim-01", "Queued", "WaitingForQuota", "needs 4; 3 free")])
+    text = shown(board.summary([real, simulated], history))
+    for part in (
+        "0.970",
+        "2 jobs completed, mean completion time 60 s",
+        "1 jobs waited: 1 for WaitingForQuota",
+        "3 free",
+    ):
+        assert part in text
+
+
+def test_a_job_that_can_never_fit_is_not_waited_for() -> None:
+    assert board.unfinished([job(workload.TOO_BIG, "Queued"), job("sim-01", "Running")]) == ["sim-01"]

@@ -1,0 +1,388 @@
+"""Making room: reclaim of guarantees, fair sharing, priority in a queue; shrink before evict; victims."""
+
+from dataclasses import replace
+
+from dl2.scheduling.plan import Action, Reason
+from dl2.scheduling.snapshot import Limits
+from tests.unit.scheduling.cases import Case, cases, ones
+from tests.unit.scheduling.dsl import World, g, node, nodes, q, run, told
+
+
+def trio(least: int = 3):
+    """Three queues of equal min and weight in one tree."""
+    return [q("t"), q("a", "t", min=least), q("b", "t", min=least), q("c", "t", min=least)]
+
+
+def halves():
+    """b and c hold groups of 2 and 2.5 each, in halves of a GPU; the smaller ones are the younger."""
+    return [run("b/2", 4, age=1), run("b/25", 5, age=2), run("c/2", 4, age=1), run("c/25", 5, age=2)]
+
+
+@cases(
+    Case(
+        "contract: within min takes one of b",
+        trio(),
+        [*ones("a", 3), *ones("b", 5), *ones("c", 1), g("c/new")],
+        nodes(1, 9),
+        first={"c/new": "Wait WaitingForPreemption", "b/4": "Evict Reclaimed"},
+        end={"c/new": "1", "b/4": "-", "b/3": "1", "a/2": "1"},
+    ),
+    Case(
+        "contract: above min takes one of b by fairness",
+        trio(),
+        [*ones("a", 3), *ones("b", 5), *ones("c", 1), g("a/new")],
+        nodes(1, 9),
+        first={"b/4": "Evict Preempted"},
+        end={"a/new": "1", "b/4": "-", "c/0": "1"},
+    ),
+    Case(
+        "contract: nobody for two",
+        trio(),
+        [*ones("a", 3), *ones("b", 5), g("a/new", 2)],
+        nodes(1, 9),
+        first={"a/new": "Wait WaitingForQuota"},
+        end={"a/new": "-", "b/4": "1"},
+    ),
+    Case(
+        "contract: one of b and one of c",
+        trio(6),
+        [*halves(), g("a/new", 7)],
+        nodes(1, 18),
+        first={"b/2": "Evict Preempted", "c/2": "Evict Preempted", "b/25": "Keep", "c/25": "Keep"},
+        end={"a/new": "7", "b/25": "5", "c/25": "5"},
+    ),
+    Case(
+        "contract: then b asks back in vain",
+        trio(6),
+        [run("a/x", 7), run("b/25", 5), run("c/25", 5), g("b/new", 4)],
+        nodes(1, 18),
+        first={"b/new": "Wait WaitingForQuota"},
+        end={"b/new": "-", "a/x": "7"},
+    ),
+    Case(
+        "contract: growth shrinks another's elastic part",
+        [q("a", min=1, weight=0), q("b", min=2)],
+        [run("a/e", 2, 1), g("b/n", 3, 1)],
+        nodes(1, 3),
+        first={"a/e": "Resize Reclaimed", "b/n": "Admit 1"},
+        end={"a/e": "1", "b/n": "2"},
+    ),
+    Case(
+        "the owner reclaims all of its min",
+        [q("a", min=4), q("b", min=4)],
+        [*ones("b", 8), g("a/x", 4)],
+        nodes(1),
+        end={"a/x": "4", "b/3": "1", "b/4": "-", "b/7": "-"},
+    ),
+    Case(
+        "not more than its min without fairness",
+        [q("a", min=4, weight=0), q("b", min=4)],
+        [*ones("b", 8), g("a/x", 5)],
+        nodes(1),
+        first={"a/x": "Wait WaitingForQuota"},
+        end={"a/x": "-", "b/7": "1"},
+    ),
+    Case(
+        "reclaim Never",
+        [q("a", min=4, reclaim="Never"), q("b")],
+        [*ones("b", 8), g("a/x", 2)],
+        nodes(1),
+        first={"a/x": "Wait WaitingForQuota"},
+        end={"a/x": "-"},
+    ),
+    Case(
+        "reclaim LowerPriority spares equals",
+        [q("a", min=4, reclaim="LowerPriority"), q("b")],
+        [*ones("b", 8), g("a/x", 2)],
+        nodes(1),
+        end={"a/x": "-"},
+    ),
+    Case(
+        "reclaim LowerPriority takes lower",
+        [q("a", min=4, reclaim="LowerPriority"), q("b")],
+        [*ones("b", 6), run("b/low", 2, prio=-1), g("a/x", 2)],
+        nodes(1),
+        first={"b/low": "Evict Reclaimed"},
+        end={"a/x": "2", "b/low": "-"},
+    ),
+    Case(
+        "reclaim Any takes higher priority too",
+        [q("a", min=4), q("b")],
+        [run("b/x", 8, prio=100), g("a/x", 4)],
+        nodes(1),
+        end={"a/x": "4", "b/x": "-"},
+    ),
+    Case(
+        "an indivisible victim may take its queue below min",
+        [q("a", min=4), q("b", min=4)],
+        [run("b/x", 8), g("a/x", 1)],
+        nodes(1),
+        end={"a/x": "1", "b/x": "-"},
+    ),
+    Case(
+        "a queue at its min loses nothing",
+        [q("a", min=8), q("b", min=4), q("c")],
+        [*ones("b", 4), *ones("c", 4), g("a/x", 6)],
+        nodes(1),
+        end={"a/x": "-", "b/3": "1", "c/3": "1"},
+    ),
+    Case(
+        "borrowing inside a branch within its guarantee is safe from outside",
+        [q("r", min=4), q("a", "r"), q("b", "r", min=2), q("x", min=4)],
+        [*ones("a", 4), run("x/r", 4), g("x/new")],
+        nodes(1),
+        end={"x/new": "-", "a/3": "1"},
+    ),
+    Case(
+        "but not from the sibling that owns it",
+        [q("r", min=4), q("a", "r"), q("b", "r", min=2), q("x", min=4)],
+        [*ones("a", 4), run("x/r", 4), g("b/new", 2)],
+        nodes(1),
+        end={"b/new": "2", "a/1": "1", "a/2": "-"},
+    ),
+    Case(
+        "a branch reclaims what its cousin borrowed",
+        [q("r", min=6), q("a", "r"), q("b", "r"), q("x", min=2)],
+        [*ones("x", 6), run("a/r", 2), g("b/new", 4)],
+        nodes(1),
+        end={"b/new": "4", "x/1": "1", "x/2": "-"},
+    ),
+    Case(
+        "a guarantee deep in the tree",
+        [q("r"), q("s", "r"), q("a", "s", min=3), q("x")],
+        [run("x/r", 8, 1, has=8), g("a/new", 3)],
+        nodes(1),
+        end={"a/new": "3", "x/r": "5"},
+    ),
+    Case(
+        "its own max still binds",
+        [q("a", min=2, max=3), q("b")],
+        [run("a/r", 3), *ones("b", 5), g("a/new")],
+        nodes(1),
+        first={"a/new": "Wait WaitingForQuota"},
+        says={"a/new": "0 free under a"},
+        end={"b/4": "1"},
+    ),
+)
+def test_reclaim_and_fairness(case):
+    case.check()
+
+
+@cases(
+    Case(
+        "higher priority evicts the youngest lower",
+        [q("a")],
+        [*ones("a", 8), g("a/high", 2, prio=1)],
+        nodes(1),
+        first={"a/7": "Evict Preempted", "a/6": "Evict Preempted", "a/5": "Keep"},
+        end={"a/high": "2"},
+    ),
+    Case(
+        "equal priority evicts nobody",
+        [q("a")],
+        [*ones("a", 8), g("a/high", 2)],
+        nodes(1),
+        end={"a/high": "-"},
+    ),
+    Case(
+        "within queue Never",
+        [q("a", within="Never")],
+        [*ones("a", 8), g("a/high", prio=5)],
+        nodes(1),
+        end={"a/high": "-"},
+    ),
+    Case(
+        "the lowest of the lower goes first",
+        [q("a")],
+        [run("a/mid", 4, prio=1, age=1), run("a/low", 4, age=99), g("a/high", 2, prio=2)],
+        nodes(1),
+        first={"a/low": "Evict Preempted", "a/mid": "Keep"},
+    ),
+    Case(
+        "least lost work goes first",
+        [q("a")],
+        [run("a/old", 4, age=99, lost=5), run("a/new", 4, age=1, lost=500), g("a/high", 2, prio=2)],
+        nodes(1),
+        first={"a/old": "Evict Preempted", "a/new": "Keep"},
+    ),
+    Case(
+        "inside a max of its own",
+        [q("a", max=4), q("b")],
+        [run("a/low", 4), g("a/high", 4, prio=1)],
+        nodes(2),
+        end={"a/high": "4", "a/low": "-"},
+    ),
+    Case(
+        "only the own queue helps against the own max",
+        [q("a", max=4), q("b")],
+        [run("a/same", 4), *ones("b", 8), g("a/high", 4)],
+        nodes(2),
+        end={"a/high": "-", "b/7": "1"},
+    ),
+    Case(
+        "priority does not reach into other queues",
+        [q("a", reclaim="Never"), q("b")],
+        [*ones("b", 8), g("a/x", prio=99)],
+        nodes(1),
+        end={"a/x": "-"},
+    ),
+    Case(
+        "shrink before evict",
+        [q("a")],
+        [run("a/elastic", 4, 1), *ones("a", 4), g("a/high", 3, prio=1)],
+        nodes(1),
+        first={"a/elastic": "Resize Preempted", "a/3": "Keep"},
+        end={"a/elastic": "1", "a/high": "3"},
+    ),
+    Case(
+        "shrink only as far as needed",
+        [q("a")],
+        [run("a/elastic", 8, 1), g("a/high", 3, prio=1)],
+        nodes(1),
+        end={"a/elastic": "5", "a/high": "3"},
+    ),
+    Case(
+        "never below minCount: evict whole",
+        [q("a")],
+        [run("a/elastic", 8, 4), g("a/high", 5, prio=1)],
+        nodes(1),
+        first={"a/elastic": "Evict Preempted"},
+        end={"a/high": "5", "a/elastic": "-"},
+    ),
+    Case(
+        "shrinks that do not help are given back",
+        [q("a")],
+        [run("a/elastic", 3, 1), run("a/big", 5), g("a/high", 5, prio=1)],
+        nodes(1),
+        first={"a/elastic": "Keep", "a/big": "Evict Preempted"},
+    ),
+    Case(
+        "a cheaper pause shrinks first",
+        [q("a")],
+        [
+            run("a/slow", 4, 1, resize_pause=9.0),
+            run("a/fast", 4, 1, resize_pause=1.0),
+            g("a/high", 2, prio=1),
+        ],
+        nodes(1),
+        first={"a/slow": "Keep", "a/fast": "Resize Preempted"},
+    ),
+    Case(
+        "nobody is evicted for one that cannot be placed",
+        [q("a")],
+        [
+            *ones("a", 4, on={"n1": 1}),
+            *[run(f"a/o{i}", on={"n2": 1}) for i in range(4)],
+            g("a/high", gpu=8, prio=1),
+        ],
+        nodes(2, 4),
+        first={"a/high": "Wait NoFittingNodes"},
+        end={"a/0": "1", "a/o0": "1"},
+    ),
+    Case(
+        "fragments are cleared for a whole-node pod",
+        [q("a")],
+        [run("a/1", on={"n1": 1}), run("a/2", on={"n2": 1}), g("a/high", gpu=8, prio=1)],
+        nodes(2),
+        end={"a/high": "1"},
+    ),
+    Case(
+        "only victims on nodes it may use",
+        [q("a")],
+        [
+            run("a/x", 8, on={"n1": 8}),
+            run("a/y", 8, on={"n2": 8}),
+            g("a/high", 4, prio=1, node_selector={"kubernetes.io/hostname": "n1"}),
+        ],
+        nodes(2),
+        first={"a/x": "Evict Preempted", "a/y": "Keep"},
+    ),
+    Case(
+        "an inelastic run is not shrunk",
+        [q("a")],
+        [run("a/static", 8, 1, elastic=False), g("a/high", 2, prio=1)],
+        nodes(1),
+        first={"a/static": "Evict Preempted"},
+    ),
+    Case(
+        "weight zero loses first",
+        [q("a", weight=0), q("b"), q("c")],
+        [*ones("a", 2), *ones("b", 6), g("c/x", 2)],
+        nodes(1),
+        first={"a/1": "Evict Preempted", "a/0": "Keep", "b/5": "Evict Preempted"},
+        end={"c/x": "2"},
+    ),
+    Case(
+        "weights decide how much",
+        [q("a", weight=1), q("b", weight=3)],
+        [*ones("a", 8), *[g(f"b/{i}") for i in range(8)]],
+        nodes(1),
+        end={"a/1": "1", "a/2": "-", "b/5": "1", "b/6": "-"},
+    ),
+    Case(
+        "the furthest above its share loses",
+        [q("a"), q("b"), q("c")],
+        [*ones("a", 5), *ones("b", 3), g("c/x", 2)],
+        nodes(1),
+        first={"a/4": "Evict Preempted", "b/2": "Keep"},
+    ),
+    Case(
+        "fairness between branches first",
+        [q("l"), q("r"), q("a", "l"), q("b", "l"), q("x", "r")],
+        [*ones("a", 4), *ones("b", 4), g("x/new", 4)],
+        nodes(1),
+        end={"x/new": "4", "a/1": "1", "b/1": "1", "a/2": "-"},
+    ),
+    Case(
+        "dominant share over two resources",
+        [q("a", limits={"cpu": Limits()}, min=0), q("b", limits={"cpu": Limits()}, min=0)],
+        [run("a/r", 4, cpu=1), run("b/r", 4, cpu=100), g("b/x"), g("a/x")],
+        nodes(1, 9),
+        first={"a/x": "Admit 1"},
+        end={"a/x": "1", "b/x": "-"},
+    ),
+)
+def test_victims(case):
+    case.check()
+
+
+def test_the_preemptor_waits_until_the_pods_are_gone_and_nobody_takes_its_room():
+    world = World([q("a", min=4), q("b")], nodes(1), [*ones("b", 8, on={"n1": 1}), g("a/x", 4), g("b/new")])
+    plan = world.plan()
+    evicted = {str(d.key) for d in plan.actions if d.action is Action.EVICT}
+    assert len(evicted) == 4
+    leaving = [
+        replace(
+            group,
+            admitted=None,
+            requeue_at=world.now + 60,
+            evictions=1,
+            pods=tuple(replace(pod, terminating=True) for pod in group.pods),
+        )
+        if str(group.key) in evicted
+        else group
+        for group in world.groups
+    ]
+    world.groups = leaving
+    assert told(world.plan())["a/x"] == "Wait WaitingForPreemption"
+    assert not world.plan().actions
+    world.groups = [replace(x, pods=()) if str(x.key) in evicted else x for x in leaving]
+    assert [(str(d.key), d.action) for d in world.plan().actions] == [("a/x", Action.ADMIT)]
+
+
+def test_an_evicted_group_backs_off_longer_each_time_and_keeps_its_place():
+    victim = replace(run("b/x", 8, on={"n1": 8}), evictions=2)
+    world = World([q("a", min=4), q("b")], nodes(1), [victim, g("a/x", 4)])
+    decision = world.one("b/x")
+    assert (decision.reason, decision.requeue_at) == (Reason.RECLAIMED, world.now + 4)
+    assert "makes room for a/x (a), within the guarantee of its queue" in decision.message
+
+
+def test_what_is_free_is_not_taken_from_others():
+    world = World([q("a", min=4), q("b")], nodes(1), [*ones("b", 4), g("a/x", 4)])
+    assert told(world.plan()) == {"a/x": "Admit 4"}
+
+
+def test_the_plan_names_the_borrowers():
+    world = World([q("a"), q("b", min=2)], [node("n1", 4)], [*ones("b", 4), g("a/x", 4)])
+    assert world.one("a/x").message == "needs 4 nvidia.com/gpu; 0 free under cluster, 2 more borrowed by b"

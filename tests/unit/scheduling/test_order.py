@@ -1,0 +1,215 @@
+"""Order: within and between queues, StrictFIFO, reservations with backfill, positions, estimated starts."""
+
+from dataclasses import replace
+
+from dl2.scheduling.plan import Action, Reason
+from dl2.scheduling.settings import Settings
+from tests.unit.scheduling.cases import Case, cases, ones
+from tests.unit.scheduling.dsl import NOW, World, g, node, nodes, q, run, told
+
+STRICT = [q("a", strategy="StrictFIFO")]
+
+
+@cases(
+    Case(
+        "the older of equals",
+        [q("a", max=1)],
+        [g("a/y", age=1), g("a/x", age=2)],
+        nodes(1),
+        first={"a/x": "Admit 1", "a/y": "Wait WaitingForQuota"},
+    ),
+    Case(
+        "names decide between twins",
+        [q("a", max=1)],
+        [g("a/y"), g("a/x")],
+        nodes(1),
+        first={"a/x": "Admit 1"},
+    ),
+    Case(
+        "priority before age",
+        [q("a", max=1)],
+        [g("a/x", age=9), g("a/y", prio=1)],
+        nodes(1),
+        first={"a/y": "Admit 1"},
+    ),
+    Case(
+        "best effort passes over",
+        [q("a")],
+        [g("a/big", 9), g("a/big2", 8), g("a/x", age=-1)],
+        [node("n1", 7)],
+        first={"a/x": "Admit 1"},
+    ),
+    Case(
+        "strict does not",
+        STRICT,
+        [run("a/r", 4), g("a/big", 8, age=9), g("a/x")],
+        nodes(1),
+        first={"a/big": "Wait WaitingForQuota", "a/x": "Wait WaitingForQuota"},
+        end={"a/x": "-"},
+        says={"a/x": "behind the head of queue"},
+    ),
+    Case(
+        "strict in order as long as it fits",
+        STRICT,
+        [g("a/1", 4, age=9), g("a/2", 4, age=8), g("a/3", 1)],
+        nodes(1),
+        end={"a/1": "4", "a/2": "4", "a/3": "-"},
+    ),
+    Case(
+        "strict waits even for the impossible",
+        STRICT,
+        [g("a/no", 9, age=9), g("a/x")],
+        nodes(1),
+        end={"a/x": "-"},
+    ),
+    Case(
+        "strict does not wait for those that may not run",
+        STRICT,
+        [g("a/s", 9, age=9, suspend=True), g("a/b", 8, age=8, requeue_at=NOW + 99_999), g("a/x")],
+        nodes(1),
+        first={"a/x": "Admit 1"},
+    ),
+    Case(
+        "strict holds only its own queue",
+        [*STRICT, q("b")],
+        [g("a/no", 9, age=9), g("a/x"), g("b/y")],
+        nodes(1),
+        first={"b/y": "Admit 1"},
+    ),
+    Case(
+        "the queue with less goes first",
+        [q("a"), q("b")],
+        [*ones("a", 3), *ones("b", 1), g("a/x", 4, age=9), g("b/y", 4)],
+        nodes(1),
+        first={"b/y": "Admit 4", "a/x": "Wait WaitingForQuota"},
+    ),
+    Case(
+        "within min goes before any borrower",
+        [q("a"), q("b", min=4)],
+        [g("a/x", 4, age=9), g("b/y", 4), run("a/r", 1)],
+        nodes(1),
+        first={"b/y": "Admit 4"},
+    ),
+    Case(
+        "smaller shares before larger by weight",
+        [q("a", weight=1), q("b", weight=4)],
+        [g("a/x", 6, age=9), g("b/y", 6)],
+        nodes(1),
+        first={"b/y": "Admit 6"},
+    ),
+    Case(
+        "weight zero comes last",
+        [q("a", weight=0), q("b")],
+        [g("a/x", 1, age=9), g("b/y", 8)],
+        nodes(1),
+        first={"b/y": "Admit 8"},
+    ),
+    Case(
+        "branches are compared where they meet",
+        [q("l"), q("r"), q("a", "l"), q("b", "l"), q("c", "r")],
+        [*ones("b", 3), g("a/x", 4, age=9), g("c/y", 4)],
+        nodes(1),
+        first={"c/y": "Admit 4"},
+    ),
+    Case(
+        "a blocked head does not hide its queue",
+        [q("a"), q("b")],
+        [g("a/no", 9, prio=1), g("a/x", 4), g("b/y", 6), *ones("b", 2)],
+        nodes(1),
+        first={"a/x": "Admit 4"},
+    ),
+)
+def test_whose_turn(case):
+    case.check()
+
+
+def test_positions_follow_the_order():
+    waiting = [g("a/third", age=1), g("a/second", age=5), g("a/first", prio=1, gpu=9), g("a/s", suspend=True)]
+    decisions = World([q("a")], nodes(1), [*waiting, *ones("a", 8)]).decisions()
+    names = ("first", "second", "third", "s", "0")
+    assert [decisions[f"a/{name}"].position for name in names] == [1, 2, 3, None, None]
+
+
+def overtaken(since: float):
+    """A big head that small ones have been passing; a running group ends in 100 s."""
+    head = replace(g("a/big", 8, age=2000), passed_over_since=NOW - since)
+    return World([q("a")], nodes(1), [run("a/r", 4, on={"n1": 4}, age=3000, ends=100), head, g("a/x", 2)])
+
+
+def test_passing_over_is_told_once_it_happens():
+    decisions = overtaken(0).decisions()
+    assert decisions["a/x"].action is Action.ADMIT
+    assert decisions["a/big"].passed_over
+
+
+def test_a_head_passed_over_too_long_keeps_what_is_free():
+    decisions = overtaken(600).decisions()
+    assert decisions["a/x"].reason is Reason.RESERVED
+    assert decisions["a/x"].message == "what is free is kept for a/big, which is expected to start in 100 s"
+    assert not decisions["a/big"].passed_over
+
+
+def test_how_long_is_a_setting():
+    world = overtaken(60)
+    assert world.one("a/x").action is Action.ADMIT
+    world.settings = Settings(reserve_after_seconds=30)
+    assert world.one("a/x").reason is Reason.RESERVED
+
+
+def test_backfill_uses_what_would_not_delay_the_head():
+    head = replace(g("a/big", 8, gpu=1, age=2000), passed_over_since=NOW - 700)
+    world = World(
+        [q("a")],
+        nodes(2),
+        [
+            run("a/r", 4, on={"n1": 4}, age=3000, ends=100),
+            run("a/s", 6, on={"n2": 6}, age=3000, ends=9000),
+            head,
+            g("a/x", 2),
+            g("a/y", 2, age=-1),
+        ],
+    )
+    decisions = world.decisions()
+    assert decisions["a/x"].members["worker"].nodes == {"n2": 2}
+    assert decisions["a/y"].reason is Reason.RESERVED
+
+
+def test_a_reserved_head_starts_when_its_room_is_there():
+    world = overtaken(600)
+    world.groups = [replace(world.groups[0], finished=True, pods=()), *world.groups[1:]]
+    assert told(world.plan()) == {"a/big": "Admit 8", "a/x": "Wait WaitingForQuota"}
+
+
+def test_what_can_never_start_reserves_nothing():
+    head = replace(g("a/big", gpu=9, age=2000), passed_over_since=NOW - 700)
+    world = World([q("a")], nodes(2), [head, g("a/x", 2)])
+    assert world.one("a/x").action is Action.ADMIT
+
+
+def test_a_guarantee_of_another_queue_is_not_delayed_by_a_reservation():
+    world = overtaken(600)
+    world.queues = [q("a"), q("b", min=2)]
+    world.groups = [*world.groups, g("b/y", 2)]
+    assert world.one("b/y").action is Action.ADMIT
+
+
+def test_estimated_start_follows_expected_ends():
+    ending = [run("a/r", 4, ends=100), run("a/s", 4, ends=500)]
+    decisions = World([q("a")], nodes(1), [*ending, g("a/x", 3, age=9), g("a/y", 4)]).decisions()
+    assert (decisions["a/x"].estimated_start, decisions["a/x"].estimate_certain) == (NOW + 100, True)
+    assert decisions["a/y"].estimated_start == NOW + 500
+
+
+def test_no_estimate_without_ends():
+    decisions = World([q("a")], nodes(1), [run("a/r", 8), g("a/x")]).decisions()
+    assert decisions["a/x"].estimated_start is None
+
+
+def test_an_uncertain_estimate_says_so():
+    ending = [run("a/r", 4, ends=100), run("a/s", 4)]
+    decision = World([q("a")], nodes(1), [*ending, g("a/x", 3)]).one("a/x")
+    assert (decision.estimated_start, decision.estimate_certain) == (NOW + 100, False)
+
+
+def test_a_late_end_is_now():
+    assert World([q("a")], nodes(1), [run("a/r", 8, ends=-50), g("a/x")]).one("a/x").estimated_start == NOW
