@@ -65,6 +65,7 @@ def job_status(
         status[f"{role}s"] = _counts(role, roles, pods)
     conditions_now = _Conditions(old.get("conditions") or (), entry.generation, now)
     if report.ended:
+        _follow(status, job, progress, running=False)
         _end(status, conditions_now, report, now)
     else:
         _live(status, conditions_now, job, group_status, pods, report, now)
@@ -113,8 +114,8 @@ def _end(status: dict[str, Any], now_conditions: _Conditions, report: Report, no
     for kind in (JobCondition.QUEUED, JobCondition.ADMITTED, JobCondition.RUNNING, JobCondition.SCALING):
         now_conditions.set(kind, False, report.reason, report.message)
     now_conditions.set(report.ended, True, report.reason, report.message)
-    if report.ended is JobCondition.SUCCEEDED and status.get("progress"):
-        status["progress"] = {**status["progress"], "fraction": 1.0}
+    if report.ended is JobCondition.SUCCEEDED:  # all is done, also where nobody was quick enough to read how far it is
+        status["progress"] = {**(status.get("progress") or {}), "fraction": 1.0}
 
 
 def _live(

@@ -171,6 +171,21 @@ def test_succeeded_when_all_workers_have_though_servers_still_run() -> None:
     assert written["completionTime"]
 
 
+def test_a_job_that_was_over_before_anybody_read_its_progress_is_shown_as_done() -> None:
+    pods = [pod(m, i, "succeeded" if m == "worker" else "running") for m, i in ALL]
+    written = status(keep(job(), *pods, held=admitted()))
+    assert written["progress"] == {"fraction": 1.0}
+    assert written["printed"]["progress"] == "100%"
+
+
+def test_the_last_report_of_a_finished_job_is_kept() -> None:
+    pods = [pod(m, i, "succeeded" if m == "worker" else "running") for m, i in ALL]
+    entry = job(status={"progress": {"epoch": 1, "step": 100}}, training={"epochs": 2, "stepsPerEpoch": 100})
+    last = Progress(1, 198, 5.0, NOW, {"accuracy": 0.97}, received_at=NOW)
+    told = status(keep(entry, *pods, held=admitted(), progress=last))["progress"]
+    assert (told["step"], told["fraction"], told["metrics"]) == (198, 1.0, {"accuracy": 0.97})
+
+
 CLEAN = {
     "Running": ["j-coordinator-0", "j-server-0"],
     "All": ["j-coordinator-0", "j-server-0", "j-worker-0", "j-worker-1"],
