@@ -72,6 +72,16 @@ class NodeRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeTopologyRecord:
+    """What is free in each NUMA zone of the node of this name."""
+
+    name: str
+    uid: str
+    resource_version: int
+    zones: tuple[Quantities, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class NamespaceRecord:
     name: str
     uid: str
@@ -201,7 +211,7 @@ def parse_pod(raw: Raw) -> PodRecord:
         ip=status.get("podIP"),
         status_url=annotations.get(STATUS_URL),
         requests=_interned(pod_requests(spec)),
-        guaranteed=status.get("qosClass") == "Guaranteed",
+        guaranteed=_is_guaranteed(spec, status),
         owner=_controller(meta),
         failure=_failure(status) if phase == "Failed" else "",
         unschedulable=str(scheduled.get("message") or "")
@@ -210,6 +220,18 @@ def parse_pod(raw: Raw) -> PodRecord:
         spec={"affinity": spec.get("affinity"), "schedulingGates": spec.get("schedulingGates")}
         if gates
         else None,
+    )
+
+
+def _is_guaranteed(spec: Raw, status: Raw) -> bool:
+    """As the API server says; a manifest that no API server has seen is judged by the rule that it applies."""
+    if "qosClass" in status:
+        return bool(status["qosClass"] == "Guaranteed")
+    containers = [*(spec.get("containers") or ()), *(spec.get("initContainers") or ())]
+    limits = [parse_quantities((c.get("resources") or {}).get("limits")) for c in containers]
+    return bool(containers) and all(
+        limit.get("cpu") and limit.get("memory") and _container_requests(container) == limit
+        for container, limit in zip(containers, limits, strict=True)
     )
 
 
@@ -236,6 +258,21 @@ def parse_node(raw: Raw) -> NodeRecord:
         unschedulable=bool(spec.get("unschedulable")),
         ready=ready or not status.get("conditions"),  # a manifest without conditions is taken as ready
         error=error,
+    )
+
+
+def parse_node_topology(raw: Raw) -> NodeTopologyRecord:
+    """topology.node.k8s.io/v1alpha2; only zones of type Node are NUMA nodes. Raises QuantityError."""
+    meta = raw["metadata"]
+    zones = [zone for zone in raw.get("zones") or () if zone.get("type") == "Node"]
+    return NodeTopologyRecord(
+        meta["name"],
+        meta.get("uid") or meta["name"],
+        _int(meta.get("resourceVersion"), 0),
+        tuple(
+            {r["name"]: parse_quantity(r["available"], r["name"]) for r in zone.get("resources") or ()}
+            for zone in zones
+        ),
     )
 
 

@@ -16,7 +16,9 @@ from dl2.cluster.client import ApiError, Credentials, KubeClient
 from dl2.cluster.resources import (
     DL_JOBS,
     NAMESPACES,
+    NODE_TOPOLOGIES,
     NODES,
+    OPTIONAL,
     POD_GROUPS,
     PODS,
     PRIORITY_CLASSES,
@@ -24,7 +26,7 @@ from dl2.cluster.resources import (
 )
 from dl2.controller.manifests import BadInput, Manifest, objects
 
-_LISTED = (TENANT_QUEUES, POD_GROUPS, DL_JOBS, NODES, PODS, PRIORITY_CLASSES, NAMESPACES)
+_LISTED = (TENANT_QUEUES, POD_GROUPS, DL_JOBS, NODES, PODS, PRIORITY_CLASSES, NAMESPACES, NODE_TOPOLOGIES)
 
 
 class _Loader(yaml.CSafeLoader):
@@ -62,7 +64,7 @@ def from_cluster(credentials: Credentials) -> list[Manifest]:
         found: list[Manifest] = []
         async with KubeClient(credentials) as client:
             for resource in _LISTED:
-                async for items, _ in client.list(resource):
+                async for items, _ in client.list(resource, optional=resource in OPTIONAL):
                     for item in items:
                         raw = {"apiVersion": resource.api_version, "kind": resource.kind, **item}
                         raw["metadata"] = {k: v for k, v in item["metadata"].items() if k != "managedFields"}

@@ -27,6 +27,7 @@ FIELD_MANAGER = "dl2"
 LOGIN_SECONDS = 5.0  # between two readings of the credentials
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
+_ANY_VERSION = 1 << 63  # of the LIST of a kind that is not served: whatever was known of it is older
 
 
 class ApiError(Exception):
@@ -181,15 +182,29 @@ class KubeClient:
         raise _error(response.status, data)
 
     async def list(
-        self, resource: Resource, chunk: int = 500, namespace: str | None = None, selector: str = ""
+        self,
+        resource: Resource,
+        chunk: int = 500,
+        namespace: str | None = None,
+        selector: str = "",
+        optional: bool = False,
     ) -> AsyncIterator[tuple[list[dict[str, Any]], int]]:
-        """All objects of a kind, page by page, with the resource version of the LIST."""
+        """All objects of a kind, page by page, with the resource version of the LIST.
+
+        `optional`: a kind that is not served here has no objects, which is no error.
+        """
         token = ""
         while True:
             query = {"limit": str(chunk)} | ({"continue": token} if token else {})
             if selector:
                 query["labelSelector"] = selector
-            page = await self.request("GET", resource.path(namespace), query)
+            try:
+                page = await self.request("GET", resource.path(namespace), query)
+            except ApiError as exc:
+                if not (optional and exc.not_found):
+                    raise
+                yield [], _ANY_VERSION
+                return
             version = int(page["metadata"].get("resourceVersion") or 0)
             yield page.get("items") or [], version
             token = page["metadata"].get("continue") or ""

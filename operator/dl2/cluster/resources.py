@@ -50,6 +50,17 @@ PRIORITY_CLASSES = Resource(
 SERVICES = Resource("Service", "services", read=core.parse_service)
 EVENTS = Resource("Event", "events", "events.k8s.io")
 
+# Of another project, served where that is installed. Listed, never watched: it changes with every pod that starts, and
+# where a zone is free is a preference only.
+NODE_TOPOLOGIES = Resource(
+    "NodeResourceTopology",
+    "noderesourcetopologies",
+    "topology.node.k8s.io",
+    "v1alpha2",
+    False,
+    core.parse_node_topology,
+)
+
 WATCHED = (
     TENANT_QUEUES,
     POD_GROUPS,
@@ -61,3 +72,4 @@ WATCHED = (
     PRIORITY_CLASSES,
     SERVICES,
 )
+OPTIONAL = (NODE_TOPOLOGIES,)

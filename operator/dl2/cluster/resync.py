@@ -9,19 +9,22 @@ from collections.abc import Iterable
 import structlog
 
 from dl2.cluster.client import ApiError, KubeClient
-from dl2.cluster.resources import WATCHED, Resource
+from dl2.cluster.resources import OPTIONAL, WATCHED, Resource
 from dl2.cluster.store import Store
 
 log = structlog.get_logger(__name__)
 
 
+UNWATCHED_SECONDS = 30.0  # between two LISTs of a kind that is not watched
 SETTLE_SECONDS = 2.0  # a watch that lists again is left alone for so long before we look for what it missed
 
 
 class Resync:
     """Keeps `Store` complete. `primed` once every kind was listed; `age()` tells how old the oldest LIST is."""
 
-    def __init__(self, client: KubeClient, store: Store, resources: Iterable[Resource] = WATCHED) -> None:
+    def __init__(
+        self, client: KubeClient, store: Store, resources: Iterable[Resource] = (*WATCHED, *OPTIONAL)
+    ) -> None:
         self._client, self._store, self._resources = client, store, tuple(resources)
         self._listed_at: dict[str, float] = {}  # when the last successful LIST began
         self._failures: dict[str, int] = {}  # in a row
@@ -41,7 +44,7 @@ class Resync:
         began = time.monotonic()
         seen: set[str] = set()
         version = 0
-        async for items, listed_at in self._client.list(resource):
+        async for items, listed_at in self._client.list(resource, optional=resource in OPTIONAL):
             version = listed_at
             for raw in items:
                 seen.add(raw["metadata"]["uid"])
@@ -61,11 +64,15 @@ class Resync:
         self._store.changed.set()
 
     async def run(self, interval: float) -> None:
-        """Forever: LIST a kind every `interval` seconds, and soon after its watch has listed by itself."""
+        """Forever: LIST a kind every `interval` seconds, and soon after its watch has listed by itself.
+
+        Kinds that are not watched come more often.
+        """
         while True:
             await asyncio.sleep(min(1.0, interval))
             for resource in self._resources:
-                if self._due(resource.kind, interval):
+                every = min(interval, UNWATCHED_SECONDS) if resource in OPTIONAL else interval
+                if self._due(resource.kind, every):
                     await self._try(resource)
 
     def _due(self, kind: str, interval: float) -> bool:

@@ -19,7 +19,7 @@ import structlog
 
 from dl2.api.core import PodRecord
 from dl2.cluster.freshness import Freshness
-from dl2.cluster.resources import DL_JOBS, NODES, POD_GROUPS, PODS, SERVICES, Resource
+from dl2.cluster.resources import DL_JOBS, NODE_TOPOLOGIES, NODES, POD_GROUPS, PODS, SERVICES, Resource
 from dl2.scheduling.snapshot import Key
 
 log = structlog.get_logger(__name__)
@@ -213,7 +213,7 @@ class Store:
                 continue
             if resource in (POD_GROUPS, DL_JOBS, SERVICES):
                 self.dirty.add(entry.key)
-            elif resource is NODES:
+            elif resource in (NODES, NODE_TOPOLOGIES):
                 self.dirty_nodes.add(entry.name)
             elif resource is PODS:
                 self._mark_pod(entry)
@@ -236,6 +236,8 @@ def _indifferent(resource: Resource, new: Entry | None, old: Entry | None) -> bo
     if resource is PODS:
         room = _room(new)
         return bool(room == _room(old) and room != _OURS)
+    if resource is NODE_TOPOLOGIES:
+        return bool(_zones(new) == _zones(old))
     return resource is NODES and new is not None and old is not None and _same_node(new.value, old.value)
 
 
@@ -250,6 +252,10 @@ def _room(entry: Entry | None) -> Any:
     if pod.group:
         return _OURS
     return (pod.node, pod.requests) if pod.node and not pod.finished else None
+
+
+def _zones(entry: Entry | None) -> Any:
+    return entry.value.zones if entry is not None and entry.value is not None else ()
 
 
 def _same_node(a: Any, b: Any) -> bool:

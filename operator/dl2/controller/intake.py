@@ -21,6 +21,7 @@ from dl2.scheduling.snapshot import (
     Node,
     Pod,
     Preemption,
+    Quantities,
     Queue,
     Stop,
     Strategy,
@@ -68,7 +69,7 @@ def _optional(value: Any, resource: str) -> int | None:
     return None if value is None else parse_quantity(value, resource)
 
 
-def read_node(node: NodeRecord, others: Iterable[PodRecord]) -> Node:
+def read_node(node: NodeRecord, others: Iterable[PodRecord], zones: tuple[Quantities, ...] = ()) -> Node:
     used: dict[str, int] = {}
     for pod in others:
         for name, value in pod.requests.items():
@@ -82,6 +83,7 @@ def read_node(node: NodeRecord, others: Iterable[PodRecord]) -> Node:
         unschedulable=node.unschedulable,
         ready=node.ready and not node.error,
         used_by_others=used,
+        zones=zones,
     )
 
 

@@ -114,7 +114,9 @@ def _end(status: dict[str, Any], now_conditions: _Conditions, report: Report, no
     for kind in (JobCondition.QUEUED, JobCondition.ADMITTED, JobCondition.RUNNING, JobCondition.SCALING):
         now_conditions.set(kind, False, report.reason, report.message)
     now_conditions.set(report.ended, True, report.reason, report.message)
-    if report.ended is JobCondition.SUCCEEDED:  # all is done, also where nobody was quick enough to read how far it is
+    if (
+        report.ended is JobCondition.SUCCEEDED
+    ):  # all is done, also where nobody was quick enough to read how far it is
         status["progress"] = {**(status.get("progress") or {}), "fraction": 1.0}
 
 

@@ -115,11 +115,13 @@ class Inventory:
             ours = pod.group is not None and Key(pod.namespace, pod.group) in known
             if pod.node and not pod.finished and not ours:
                 others.setdefault(pod.node, []).append(pod)
+        topologies = (_read(m, core.parse_node_topology) for m in self._of("NodeResourceTopology"))
+        zones = {topology.name: topology.zones for topology in topologies}
         for manifest in self._of("Node"):
             node = _read(manifest, core.parse_node)
             if node.error:
                 raise BadInput(f"{manifest.source}: {node.error}")
-            yield intake.read_node(node, others.get(node.name, ()))
+            yield intake.read_node(node, others.get(node.name, ()), zones.get(node.name, ()))
 
     def _pods(self) -> Iterator[PodRecord]:
         for manifest in self._of("Pod"):

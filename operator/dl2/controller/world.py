@@ -13,7 +13,15 @@ from dl2.api.conditions import parse_time
 from dl2.api.core import PodRecord, PriorityClassRecord
 from dl2.api.names import GroupCondition
 from dl2.cluster.applier import Applier
-from dl2.cluster.resources import DL_JOBS, NAMESPACES, NODES, POD_GROUPS, PRIORITY_CLASSES, TENANT_QUEUES
+from dl2.cluster.resources import (
+    DL_JOBS,
+    NAMESPACES,
+    NODE_TOPOLOGIES,
+    NODES,
+    POD_GROUPS,
+    PRIORITY_CLASSES,
+    TENANT_QUEUES,
+)
 from dl2.cluster.store import Entry, Store
 from dl2.controller import intake
 from dl2.scheduling.plan import Decision
@@ -153,7 +161,9 @@ class World:
         others = list(self._store.others_on(name))
         for key in self._orphans:
             others += [p for p in self._store.pods_of(key) if p.node == name and not p.finished]
-        return intake.read_node(entry.value, others)
+        topology = self._store.get(NODE_TOPOLOGIES, "", name)
+        zones = topology.value.zones if topology is not None and topology.value is not None else ()
+        return intake.read_node(entry.value, others, zones)
 
 
 def _of_job(job: Entry | None) -> dict[str, Any]:

@@ -175,3 +175,41 @@ def test_a_bad_time_option() -> None:
 
 def test_nothing_to_decide_on() -> None:
     assert CliRunner().invoke(app, []).exit_code == 2
+
+
+def topology(node: str, *free: int) -> str:
+    zones = [
+        f'{{name: node-{i}, type: Node, resources: [{{name: nvidia.com/gpu, available: "{n}"}}]}}'
+        for i, n in enumerate(free)
+    ]
+    return f"""
+apiVersion: topology.node.k8s.io/v1alpha2
+kind: NodeResourceTopology
+metadata: {{name: {node}}}
+zones: [{", ".join(zones)}]
+"""
+
+
+GUARANTEED = """
+apiVersion: v1
+kind: Pod
+metadata: {name: g-0, namespace: x, labels: {dl2.dev/pod-group: g, dl2.dev/member: worker}}
+spec:
+  schedulingGates: [{name: dl2.dev/admission}]
+  containers:
+  - {name: c, image: i, resources: {limits: {cpu: "1", memory: 1Gi, nvidia.com/gpu: "2"}}}
+"""
+
+
+def test_guaranteed_pods_go_where_node_resource_topology_tells_of_a_free_zone() -> None:
+    nodes = [NODE, NODE.replace("n1", "n2")]
+    members = "[{name: worker, count: 1, requests: {cpu: '1', memory: 1Gi, nvidia.com/gpu: '2'}}]"
+    gang = (
+        "apiVersion: dl2.dev/v1alpha1\nkind: PodGroup\nmetadata: {name: g, namespace: x}\n"
+        f"spec: {{queue: b, members: {members}}}\n"
+    )
+    nodes = [n.replace('cpu: "32"', 'cpu: "32", memory: 64Gi') for n in nodes]
+    placed = plan(run(QUEUES, *nodes, gang, GUARANTEED, topology("n1", 1, 1), topology("n2", 2, 0)))
+    assert placed["g"]["members"]["worker"]["domains"] == {"n2": 1}
+    placed = plan(run(QUEUES, *nodes, gang, GUARANTEED, topology("n1", 2, 0), topology("n2", 1, 1)))
+    assert placed["g"]["members"]["worker"]["domains"] == {"n1": 1}

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from dl2.cluster import client as module
 from dl2.cluster.client import ApiError, Credentials, KubeClient
-from dl2.cluster.resources import NODES
+from dl2.cluster.resources import NODE_TOPOLOGIES, NODES
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -145,3 +145,16 @@ async def test_credentials_that_cannot_be_read_say_where(tmp_path: Path) -> None
     with pytest.raises(ApiError, match="cannot be read"):
         async with KubeClient(Credentials(str(tmp_path / "no-such-file"))):
             pass
+
+
+async def test_a_kind_that_is_not_served_has_no_objects_where_it_is_optional(tmp_path: Path) -> None:
+    async def handler(_: web.Request) -> web.Response:
+        return web.json_response(
+            {"reason": "NotFound", "message": "the server has no such resource"}, status=404
+        )
+
+    async with served(handler, tmp_path / "kubeconfig") as client:
+        pages = [items async for items, _ in client.list(NODE_TOPOLOGIES, optional=True)]
+        assert pages == [[]]
+        with pytest.raises(ApiError, match="404"):
+            [page async for page in client.list(NODES)]

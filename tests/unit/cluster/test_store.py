@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dl2.api import names
-from dl2.cluster.resources import NODES, POD_GROUPS, PODS, TENANT_QUEUES
+from dl2.cluster.resources import NODE_TOPOLOGIES, NODES, POD_GROUPS, PODS, TENANT_QUEUES
 from dl2.cluster.store import Store
 from dl2.scheduling.snapshot import Key
 from tests.unit.controller.objects import raw
@@ -144,3 +144,21 @@ def test_room_on_a_node_is_what_pods_of_nobody_leave() -> None:
     assert [p.name for p in store.others_on("n")] == ["theirs"]
     store.upsert(PODS, pod(3, "theirs", of=None, node="n", phase="Succeeded"))
     assert list(store.others_on("n")) == []
+
+
+def test_free_zones_concern_their_node_and_the_same_zones_again_nobody() -> None:
+    def topology(version: int, free: str) -> Any:
+        zones = [{"name": "node-0", "type": "Node", "resources": [{"name": "cpu", "available": free}]}]
+        meta = raw("NodeResourceTopology", "n", uid="u", namespace="", resourceVersion=str(version))
+        return {**meta, "zones": zones}
+
+    store = Store()
+    store.upsert(NODE_TOPOLOGIES, topology(1, "4"))
+    assert store.dirty_nodes == {"n"}
+    store.dirty_nodes.clear()
+    store.upsert(NODE_TOPOLOGIES, topology(2, "4"))
+    assert store.dirty_nodes == set()
+    store.upsert(NODE_TOPOLOGIES, topology(3, "2"))
+    assert store.dirty_nodes == {"n"}
+    (entry,) = store.all(NODE_TOPOLOGIES)
+    assert entry.value.zones == ({"cpu": 2000},)
