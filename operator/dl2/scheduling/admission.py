@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from dl2.scheduling.contest import Contest, Cursor
 from dl2.scheduling.explain import Blocked, Short, of_nodes, of_quota
@@ -45,7 +46,7 @@ class Admission:
     def _round(self, possible: Callable[[Item], bool]) -> bool:
         """One contest over those that are possible. Has anything started?"""
         self._fresh_rights.clear()
-        contest = Contest(self.state.tree, self.state.future, self._need)
+        contest = Contest(self.state.tree, self.state.future, attrgetter("needs"))
         cursors: dict[int, Cursor] = {}
         withdrawn = {self.state.items[key].leaf for key in self._served if key not in self.work.runs}
         for line in self.state.lines.values():
@@ -67,7 +68,7 @@ class Admission:
                 cursor.stop()
             return True
         if item is cursor.first and self.reservations.due(item):
-            self.reservations.ask(item, self.work.ask(item))
+            self.reservations.ask(item, item.asks)
         cursor.failed()
         cursor.keep(self._still_possible)
         return False
@@ -75,15 +76,11 @@ class Admission:
     def _ready(self, item: Item) -> bool:
         return item.group.requeue_at <= self.now and item.key not in self._served
 
-    def _need(self, item: Item) -> Vector:
-        return item.shape.quota(self.work.ask(item))
-
     # ---- who is worth a try ------------------------------------------------------------------------------
 
     def _possible(self, item: Item) -> bool:
         """Could this group start if it were its turn now? If not, it is answered."""
-        counts = self.work.ask(item)
-        vector = item.shape.quota(counts)
+        counts, vector = item.asks, item.needs
         if self._hits_wall(item):
             return False
         if (
@@ -97,8 +94,7 @@ class Admission:
 
     def _still_possible(self, item: Item) -> bool:
         """After another of its leaf has failed: leave out what fails for want of quota too."""
-        counts = self.work.ask(item)
-        vector = item.shape.quota(counts)
+        counts, vector = item.asks, item.needs
         if self.state.future.shortage(item.leaf, vector) is None or self.reservations.due(item):
             return True
         if self._hits_wall(item):
@@ -110,12 +106,10 @@ class Admission:
 
     def _possible_now(self, item: Item) -> bool:
         """In a later round: only those that may take from what this pass has started meanwhile."""
-        counts = self.work.ask(item)
-        vector = item.shape.quota(counts)
         return (
             self._may_take_fresh(item)
-            and self._could_ever(item, vector)
-            and self.room.may_take_fresh(item, vector)
+            and self._could_ever(item, item.needs)
+            and self.room.may_take_fresh(item, item.needs)
         )
 
     def _may_take_fresh(self, item: Item) -> bool:
@@ -136,7 +130,7 @@ class Admission:
         fleet = self.state.fleet
         if fleet is None:
             return True
-        pods = (m.pod for m, n in zip(item.shape.members, self.work.ask(item), strict=True) if n)
+        pods = (m.pod for m, n in zip(item.shape.members, item.asks, strict=True) if n)
         return all(pod is None or fleet.holds_one(pod) for pod in pods)
 
     def _hits_wall(self, item: Item) -> bool:
@@ -144,7 +138,7 @@ class Admission:
         walls = self._walls.get(item.leaf.index)
         if not walls or self.reservations.due(item):
             return False
-        vector = self._need(item)
+        vector = item.needs
         for wall in walls:
             asked = vector[wall.resource]
             if (
@@ -170,11 +164,10 @@ class Admission:
 
     def _try(self, item: Item) -> bool:
         """Does it start, or get a promise? If not, it is answered."""
-        counts = self.work.ask(item)
+        counts, vector = item.asks, item.needs
         self.reservations.settle()
         if self.work.start(item, counts, now=True) or self.work.start(item, counts, now=False):
             return True
-        vector = item.shape.quota(counts)
         could = self._could_ever(item, vector)
         placed = self.room.make(item, counts, item.spreads) if could else None
         if placed is None:

@@ -35,9 +35,17 @@ class GroupShape:
     least: Counts
     full: Counts
     nothing: Vector  # zeros over Tree.resources
+    _quotas: dict[Counts, Vector] = field(default_factory=dict, repr=False)
 
     def quota(self, counts: Iterable[int]) -> Vector:
         """What `counts` pods are charged."""
+        counts = tuple(counts)
+        known = self._quotas.get(counts)
+        if known is None:
+            known = self._quotas[counts] = self._sum(counts)
+        return known
+
+    def _sum(self, counts: Counts) -> Vector:
         total = list(self.nothing)
         for member, count in zip(self.members, counts, strict=True):
             if count:
@@ -56,6 +64,8 @@ class Item:
     order: Order
     admitted: bool = False
     counts: Counts = ()  # admitted pods
+    asks: Counts = ()  # while it waits: pods that it needs at least on top of what it holds
+    needs: Vector = ()  # their quota
     charged: Vector = ()  # now, with what is leaving
     kept: Vector = ()  # once everything that leaves is gone
     spreads: tuple[dict[int, int], ...] = ()  # kept pods by member and node

@@ -30,7 +30,7 @@ class Rights:
     def __init__(
         self, state: State, stays: list[list[int]], asker: Item, vector: Vector, *, growing: bool
     ) -> None:
-        self.tree, self.used, self.stays = state.tree, state.future.used, stays
+        self.tree, self.future, self.used, self.stays = state.tree, state.future, state.future.used, stays
         self.asker, self.vector, self.growing = asker, vector, growing
         self.nothing = (0,) * len(vector)
         self.contested = self._contested(state)
@@ -93,14 +93,19 @@ class Rights:
         leaf = self.asker.leaf
         if leaf.index in among and self.against(leaf, fresh=fresh) is not None:
             yield leaf
-        if self.reclaim is Preemption.NEVER:
+        if self.reclaim is Preemption.NEVER or not among:
             return
         used = self.used if fresh else self.stays
         for mine in leaf.path[:-1]:
             assert mine.parent is not None
-            for theirs in mine.parent.children:
+            asks, standing = self.share(mine), self.future.standing(mine.parent)
+            if asks > standing.highest:
+                continue
+            for theirs, holds in standing.shares:
+                if asks > holds or theirs is mine:
+                    continue
                 over = [r for r in self.contested if used[theirs.index][r] > theirs.min[r]]
-                if over and theirs is not mine and self.share(mine) <= self.share(theirs):
+                if over:
                     yield from self._below(theirs, over, used, among)
 
     def _below(

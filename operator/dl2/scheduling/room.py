@@ -9,7 +9,7 @@ from dl2.scheduling.hunt import Hunt, Means, victim_key
 from dl2.scheduling.items import Counts, Item
 from dl2.scheduling.plan import Reason
 from dl2.scheduling.rights import Right, Rights
-from dl2.scheduling.snapshot import Key
+from dl2.scheduling.snapshot import Key, Preemption
 from dl2.scheduling.tree import TreeNode, Vector
 from dl2.scheduling.work import Spreads, Work
 
@@ -24,7 +24,12 @@ class Room:
     def __init__(self, work: Work) -> None:
         self.work = work
         self._orders: dict[tuple[int, Means], tuple[list[Item], Vector]] = {}
-        self._leaves = {i for i, line in work.state.lines.items() if line.running and i >= 0}
+        self._lowest = {  # priority of what runs, by leaf
+            index: min(item.group.priority for item in line.running.values())
+            for index, line in work.state.lines.items()
+            if line.running and index >= 0
+        }
+        self._below: dict[int, set[int]] = {}  # leaves where anything runs of less than this priority
         self._hopeful: dict[tuple[Key, Counts, bool], int] = {}  # who would find room, at which version
         # (leaf, asked for, priority, growing) -> the version at which all that may be taken was too little
         self._hopeless: dict[tuple[int, Vector, int, bool], int] = {}
@@ -46,7 +51,7 @@ class Room:
 
     def could(self, item: Item, counts: Counts, *, growing: bool = False) -> bool:
         """Is there anybody it has a right to take from? Not yet: enough."""
-        return any(self._rights(item, counts, growing=growing).losers(self._leaves))
+        return bool(self._losers(self._rights(item, counts, growing=growing)))
 
     def would(
         self, item: Item, counts: Counts, spreads: Sequence[dict[int, int]], *, growing: bool = False
@@ -85,7 +90,7 @@ class Room:
             return None
         rights = self._rights(item, counts, growing=growing)
         fresh = [] if growing else list(rights.losers(self._fresh(), fresh=True))
-        others = list(rights.losers(self._leaves))
+        others = self._losers(rights)
         quota_only = True
         for ways in (_GROWTH if growing else _START) if fresh or others else ():
             hunt = Hunt(self.work, rights, counts, spreads)
@@ -101,6 +106,18 @@ class Room:
         if quota_only:
             self._hopeless[known] = version
         return None
+
+    def _losers(self, rights: Rights) -> list[TreeNode]:
+        """Leaves that run something the asker has a right to, as far as shares and priorities tell."""
+        asker = rights.asker
+        lower = self._lower(asker.group.priority)
+        among = self._lowest if rights.reclaim is Preemption.ANY else lower
+        return [leaf for leaf in rights.losers(among) if leaf is not asker.leaf or leaf.index in lower]
+
+    def _lower(self, priority: int) -> set[int]:
+        if priority not in self._below:
+            self._below[priority] = {i for i, lowest in self._lowest.items() if lowest < priority}
+        return self._below[priority]
 
     def _fresh(self) -> set[int]:
         return {index for index, items in self.work.fresh.items() if items}

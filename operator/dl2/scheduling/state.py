@@ -164,6 +164,8 @@ class State:
             item.restless = self._is_restless(item)
         else:
             item.blocked = self._blocked(item)
+            item.asks = tuple(max(0, n - has) for n, has in zip(shape.least, item.counts, strict=True))
+            item.needs = shape.quota(item.asks)
         return item
 
     def _is_restless(self, item: Item) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import lcm
+from typing import NamedTuple
 
 from dl2.scheduling.quantities import format_quantity
 from dl2.scheduling.snapshot import Limits, Quantities, Queue, Stop, Strategy
@@ -165,10 +166,17 @@ class Tree:
         return fork
 
 
+class Standing(NamedTuple):
+    highest: Share
+    shares: list[tuple[TreeNode, Share]]
+
+
 class Ledger:
     """What is charged along the tree in one picture of the cluster."""
 
     def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._standings: dict[int, Standing] = {}  # by fork, until the usage of one of its children changes
         self.used = [[0] * len(tree.resources) for _ in tree.nodes]  # really used, by node index
         # With what its children keep for themselves (the unlent part of an unused min); limits hold for it.
         self.held = self.used if tree.root.lends_all and _all_lend(tree) else self._kept_back(tree)
@@ -191,15 +199,34 @@ class Ledger:
         if not self.plain:
             for mine, theirs in zip(self.held, other.held, strict=True):
                 mine[:] = theirs
+        self.moved()
 
     def add(self, leaf: TreeNode, vector: Sequence[int], sign: int = 1) -> None:
         used = self.used
+        for node in leaf.path[1:]:
+            self._standings.pop(node.index, None)
         for r, amount in enumerate(vector):
             if amount:
                 for node in leaf.path:
                     used[node.index][r] += amount * sign
                 if not self.plain:
                     self._hold(leaf, r, amount * sign)
+
+    def moved(self) -> None:
+        """`used` has been written to from outside."""
+        self._standings.clear()
+
+    def standing(self, fork: TreeNode) -> Standing:
+        """The weighted shares of a node's children as things stand."""
+        standing = self._standings.get(fork.index)
+        if standing is None:
+            nothing = (0,) * len(self._tree.resources)
+            shares = [
+                (child, self._tree.weighted_share(child, self.used[child.index], nothing))
+                for child in fork.children
+            ]
+            standing = self._standings[fork.index] = Standing(max(share for _, share in shares), shares)
+        return standing
 
     def _hold(self, leaf: TreeNode, r: int, change: int) -> None:
         for node in leaf.path:

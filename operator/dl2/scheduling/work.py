@@ -92,10 +92,6 @@ class Work:
 
     # ---- groups ------------------------------------------------------------------------------------------
 
-    def ask(self, item: Item) -> Counts:
-        """Pods by member that a waiting group needs at least on top of what it holds."""
-        return tuple(max(0, least - has) for least, has in zip(item.shape.least, item.counts, strict=True))
-
     def place(
         self,
         item: Item,
@@ -289,6 +285,8 @@ class Work:
         for rows, saved in zip(self._rows(), self._saved, strict=True):
             for row, old in zip(rows, saved, strict=True):
                 row[:] = old
+        self.state.now.moved()
+        self.state.future.moved()
         if self.state.fleet is not None:
             self.state.fleet.rollback()
 
