@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from dl2.cli import cluster as cli
 from dl2.embedded import state
+from dl2.embedded.binaries import Binaries
 from dl2.embedded.cluster import EmbeddedCluster
 from dl2.embedded.errors import ClusterError
 from dl2.embedded.state import ClusterOptions, Registry, write
@@ -17,6 +18,7 @@ def state_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DL2_STATE", str(tmp_path / "state"))
     # Locks and bookings as well: no test here starts what would have to be found from elsewhere.
     monkeypatch.setattr(state, "runtime_root", lambda: tmp_path / "runtime")
+    monkeypatch.setattr(Binaries, "path", lambda _, name: pytest.fail(f"{name} would be built for this"))
     return tmp_path / "state"
 
 

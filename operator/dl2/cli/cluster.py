@@ -100,6 +100,15 @@ def up(
 
 
 @app.command()
+def build(
+    real_node: Annotated[bool, typer.Option("--real-node", help="What real nodes need too.")] = False,
+) -> None:
+    """Build the binaries and images that clusters are made of, where they are not cached yet; `up` does it too."""
+    with _honest(), Shown() as progress:
+        EmbeddedCluster("build", real_nodes=int(real_node), progress=progress).build()
+
+
+@app.command()
 def down(
     name: Annotated[
         str | None, typer.Option("--name", "-n", help="Which cluster.", show_default="dl2")
@@ -282,7 +291,8 @@ def _show_status(cluster: EmbeddedCluster) -> bool:
             line.name, str(line.pid or "-"), "[green]up[/]" if line.up else told, str(line.restarts)
         )
     out.print(table)
-    out.print(_nodes(cluster))
+    served = any(line.name == "kube-apiserver" and line.up for line in lines)
+    out.print(_nodes(cluster) if served else "nodes: unknown, the API server is down")
     out.print(f"logs:  {cluster.processes.log_path('<process>')}\n")
     return all(line.up for line in lines)
 

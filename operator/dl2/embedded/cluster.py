@@ -163,14 +163,8 @@ class EmbeddedCluster:
         What this call began it takes down again when it fails or is interrupted; a cluster that was there
         before is left as it is then. Raises ClusterError.
         """
-        needed: tuple[str, ...] = CONTROL_PLANE
-        if self.options.real_nodes:
-            from dl2.embedded import realnode
-
-            realnode.preflight()
-            needed += realnode.BINARIES
-        for binary in needed:
-            self.binaries.path(binary)
+        self.check_earlier()  # before anything is built for what cannot be
+        self.build()
         with self._exclusive(), _interruptible():
             before = self.check_earlier()
             try:
@@ -179,6 +173,19 @@ class EmbeddedCluster:
                 if before is None:
                     self._undo(error)
                 raise
+
+    def build(self) -> None:
+        """Finds or builds the binaries, and the images of real nodes, that `up` needs. Raises ClusterError."""
+        needed: tuple[str, ...] = CONTROL_PLANE
+        if self.options.real_nodes:
+            from dl2.embedded import realnode
+
+            realnode.preflight()
+            needed += realnode.BINARIES
+        for binary in needed:
+            self.binaries.path(binary)
+        if self.options.real_nodes:
+            realnode.build_images(self.progress)
 
     def _undo(self, error: BaseException) -> None:
         """Takes down what a failed `up` has begun; a second Ctrl-C does not end that half-way."""

@@ -22,7 +22,7 @@ from dl2.embedded.network import Fabric, NodeNetwork, enter, join_nodes, make_fa
 from dl2.embedded.processes import ProcessSpec
 from dl2.embedded.state import state_root
 from dl2.embedded.system import bind
-from dl2.embedded.waiting import wait_until
+from dl2.embedded.waiting import Progress, wait_until
 
 if TYPE_CHECKING:
     from dl2.embedded.cluster import EmbeddedCluster
@@ -136,11 +136,14 @@ def _try_control_group() -> str:
     return ""
 
 
+def build_images(progress: Progress) -> list[Path]:
+    """The archives of all images that real nodes get, built where they are missing."""
+    return imagebuild.ensure(_image_names(), progress)
+
+
 def prepare(cluster: "EmbeddedCluster") -> None:
     """Builds the missing images, and makes what the API server needs: the gateway address that pods reach it at."""
-    _write(
-        _chosen_images(cluster), [str(path) for path in imagebuild.ensure(_image_names(), cluster.progress)]
-    )
+    _write(_chosen_images(cluster), [str(path) for path in build_images(cluster.progress)])
     fabric = Fabric.of(cluster)
     cluster.teardown.register(
         "fabric",
