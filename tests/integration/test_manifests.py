@@ -23,7 +23,7 @@ pytestmark = pytest.mark.integration
 
 NAMESPACE, ACCOUNT = "dl2-system", "dl2-operator"
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:{ACCOUNT}"
-OVERLAYS = ("", "base", "overlays/ha")
+OVERLAYS = ("", "base", "overlays/ha", "overlays/native-gang")
 Objects = dict[tuple[str, str], dict[str, Any]]
 
 
@@ -67,6 +67,7 @@ def test_an_overlay_builds_with_crds_rights_and_operator(
         "dl2-operator",
         "dl2-viewer",
         "dl2-editor",
+        *(["dl2-operator-native-gang"] if overlay.endswith("native-gang") else []),
     }
     for kind in ("ServiceAccount", "Deployment", "Service", "ClusterRoleBinding", "PriorityClass"):
         assert (kind, ACCOUNT) in objects
@@ -157,6 +158,7 @@ OPERATOR_MAY = {
     },
     (GROUP, "dljobs/finalizers"): {"update"},
     **{("", plural): READ | {"create", "patch", "delete"} for plural in ("pods", "services")},
+    ("", "secrets"): {"create"},
     **{("", plural): READ for plural in ("nodes", "namespaces")},
     ("scheduling.k8s.io", "priorityclasses"): READ,
     ("topology.node.k8s.io", "noderesourcetopologies"): READ,

@@ -16,7 +16,7 @@ import typer
 from dl2.cli import logs
 from dl2.cluster.client import ApiError, Credentials, KubeClient
 from dl2.cluster.leader import Lease, lead
-from dl2.cluster.resources import WATCHED
+from dl2.cluster.resources import NATIVE_POD_GROUPS, WATCHED
 from dl2.cluster.resync import Resync
 from dl2.cluster.store import Store
 from dl2.controller.loop import Controller
@@ -48,6 +48,7 @@ def run(
     lease_namespace: Annotated[str, typer.Option(envvar="DL2_LEASE_NAMESPACE")] = "dl2-system",
     lease_seconds: Annotated[int, typer.Option(envvar="DL2_LEASE_SECONDS", min=4, max=3600, help="How long a silent leader keeps the lease.")] = 15,
     scheduler_name: Annotated[str, typer.Option(envvar="DL2_SCHEDULER_NAME", help="kube-scheduler profile for the pods of DLJobs; default: the cluster's default.")] = "",
+    native_gang: Annotated[bool, typer.Option("--native-gang", envvar="DL2_NATIVE_GANG", help="Let kube-scheduler bind a job's pods all or none, too: needs Kubernetes with the feature GenericWorkload and scheduling.k8s.io/v1beta1.")] = False,
     trust_status_url: Annotated[bool, typer.Option("--trust-status-url", envvar="DL2_TRUST_STATUS_URL", help="Ask simulated coordinators at the URL in their annotation dl2.dev/status-url. For test clusters.")] = False,
     resync_seconds: Annotated[float, typer.Option(envvar="DL2_RESYNC_SECONDS", min=1, help="LIST everything again this often.")] = 120,
     progress_seconds: Annotated[float, typer.Option(envvar="DL2_PROGRESS_SECONDS", min=0.2, help="Ask every coordinator this often.")] = 5,
@@ -56,7 +57,7 @@ def run(
     """Run the operator until SIGTERM or SIGINT."""
     logs.configure(log_format.value, log_level)
     settings = Settings(
-        pods=PodSettings(scheduler_name=scheduler_name),
+        pods=PodSettings(scheduler_name=scheduler_name, native_gang=native_gang),
         trust_status_url=trust_status_url,
         resync_seconds=resync_seconds,
         progress_seconds=progress_seconds,
@@ -108,6 +109,8 @@ class Operator:
         self._standby = False
         self._metrics.leader.set(1)
         async with KubeClient(self._credentials) as client:
+            if self._settings.pods.native_gang:
+                await _require_native_gangs(client)
             self._resync = resync = Resync(client, self._store)
             self._controller = controller = Controller(client, self._store, self._settings, self._metrics)
             stopped = asyncio.create_task(self._stop.wait())
@@ -168,6 +171,18 @@ class Operator:
         if self._controller:
             self._metrics.open_writes.set(self._controller.applier.open_writes)
             self._metrics.events_dropped.set(self._controller.recorder.dropped)
+
+
+async def _require_native_gangs(client: KubeClient) -> None:
+    """Without it no pod that names a gang would ever be bound. Raises RuntimeError."""
+    try:
+        await client.request("GET", NATIVE_POD_GROUPS.path(), {"limit": "1"})
+    except ApiError as exc:
+        raise RuntimeError(
+            f"--native-gang: {NATIVE_POD_GROUPS.api_version} podgroups cannot be used: {exc}; start the API server and "
+            "the scheduler with --feature-gates=GenericWorkload=true, the API server also with "
+            f"--runtime-config={NATIVE_POD_GROUPS.api_version}=true, or leave the option out"
+        ) from None
 
 
 async def _first(*tasks: asyncio.Task[object]) -> bool:

@@ -24,6 +24,7 @@ from dl2.scheduling.snapshot import Key
 log = structlog.get_logger(__name__)
 FIRST_DELAY, CONFLICT_DELAY, LONGEST_DELAY = 1.0, 0.1, 60.0  # seconds until a failed write is tried again
 _WATCHED = {resource.kind for resource in WATCHED}
+BELIEVED_SECONDS = 30.0  # what was applied to a kind that nobody watches is taken to be so still
 
 
 class Verb(StrEnum):
@@ -84,13 +85,14 @@ class Applier:
         self._tasks: set[asyncio.Task[None]] = set()
         self._creating: dict[Key, set[Slot]] = {}
         self._failures: dict[Key, dict[Slot, Failure]] = {}
+        self._applied: dict[Key, dict[Slot, tuple[Any, float]]] = {}  # of unwatched kinds: the body, and when
         self.on_result: Callable[[Write, ApiError | None], None] = lambda _write, _error: None
 
     def submit(self, write: Write) -> bool:
         """Start a write, unless one of the same object is open, it is backing off, or too many are open."""
         slot = write.slot
         failure = self._failures.get(write.owner, {}).get(slot)
-        if slot in self._open or (failure and failure.retry_at is not None):
+        if slot in self._open or (failure and failure.retry_at is not None) or self._is_so(write):
             return False
         if self.full:
             return False
@@ -165,6 +167,7 @@ class Applier:
     def forget(self, owner: Key) -> None:
         """The group and job are gone: their failures too."""
         self._failures.pop(owner, None)
+        self._applied.pop(owner, None)
 
     async def drain(self, timeout: float) -> None:
         """Wait for the open writes, at shutdown."""
@@ -214,9 +217,15 @@ class Applier:
                 answer = await c.delete(r, write.namespace, write.name, write.uid, write.grace_seconds)
         self._learn(write, answer)
 
+    def _is_so(self, write: Write) -> bool:
+        body, at = self._applied.get(write.owner, {}).get(write.slot, (None, 0.0))
+        return body is not None and body == write.body and time.monotonic() - at < BELIEVED_SECONDS
+
     def _learn(self, write: Write, answer: Mapping[str, Any]) -> None:
         """The answer of a write is the newest truth about its object."""
         if write.resource.kind not in _WATCHED:
+            if write.verb is Verb.APPLY:
+                self._applied.setdefault(write.owner, {})[write.slot] = write.body, time.monotonic()
             return
         if answer.get("kind") == write.resource.kind:
             self._store.upsert(write.resource, answer)
@@ -273,6 +282,8 @@ class Applier:
     def _benign(self, write: Write, error: ApiError) -> bool:
         """What was wanted is so already, or its object is gone: the store knows by now."""
         there = self._store.get(write.resource, write.namespace, write.name)
+        if write.verb is Verb.CREATE and write.resource.kind not in _WATCHED:
+            return error.conflict  # nobody can look whose it is
         if write.verb is Verb.CREATE:
             return error.conflict and there is not None and there.owner == _owner_uid(write)
         if write.verb is Verb.APPLY or not (error.not_found or error.conflict):

@@ -48,6 +48,9 @@ PRIORITY_CLASSES = Resource(
     "PriorityClass", "priorityclasses", "scheduling.k8s.io", namespaced=False, read=core.parse_priority_class
 )
 SERVICES = Resource("Service", "services", read=core.parse_service)
+# Kubernetes' own gangs. Its kind is ours, too; in logs and metrics it goes by its full name.
+NATIVE_POD_GROUPS = Resource("PodGroup.scheduling.k8s.io", "podgroups", "scheduling.k8s.io", "v1beta1")
+SECRETS = Resource("Secret", "secrets")  # made, never read
 EVENTS = Resource("Event", "events", "events.k8s.io")
 
 # Of another project, served where that is installed. Listed, never watched: it changes with every pod that starts, and

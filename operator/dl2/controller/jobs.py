@@ -6,6 +6,7 @@ operator at any line goes on where the last one stopped. Pods have fixed names: 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from dl2.api.conditions import parse_time
 from dl2.api.core import PodRecord, pod_requests
 from dl2.api.names import GroupCondition, JobCondition
 from dl2.cluster.applier import Verb, Write
-from dl2.cluster.resources import DL_JOBS, POD_GROUPS, PODS, SERVICES
+from dl2.cluster.resources import DL_JOBS, NATIVE_POD_GROUPS, POD_GROUPS, PODS, SECRETS, SERVICES
 from dl2.cluster.store import Entry
 from dl2.controller.frameworks import Framework, Role
 from dl2.controller.groups import admitted_counts, delete_pod
@@ -49,6 +50,7 @@ class JobView:
     progress: Progress | None = None
     rejection: str = ""
     creating: frozenset[str] = frozenset()  # names of pods whose creation is under way
+    token: str = ""  # a fresh random one, for a job that has none yet
 
     @property
     def group_status(self) -> Mapping[str, Any]:
@@ -121,7 +123,8 @@ def _judge(view: JobView, roles: Sequence[Role]) -> Report:
 def _all_workers_succeeded(view: JobView, pods: Sequence[PodRecord], roles: Sequence[Role]) -> bool:
     """All that were admitted; all that are wanted where the job lost its admission in that very moment."""
     wanted = next((role.count for role in roles if role.name == names.WORKER), 0)
-    succeeded = sum(1 for p in pods if p.member == names.WORKER and p.phase == "Succeeded")
+    done = [p for p in pods if p.member == names.WORKER and p.phase == "Succeeded"]
+    succeeded = sum(1 for p in done if not p.deleting)  # one that was sent away ends well, too
     return 0 < view.admitted.get(names.WORKER, wanted) <= succeeded
 
 
@@ -279,6 +282,11 @@ def _keep_pods(view: JobView, roles: Sequence[Role], outcome: Outcome) -> None:
     for role in roles:
         outcome.writes.extend(_fill(view, role, shape))
         outcome.writes.extend(_trim(view, role))
+    makes_pods = any(write.verb is Verb.CREATE and write.resource is PODS for write in outcome.writes)
+    if makes_pods and (secret := view.framework.secret(view.job)):
+        outcome.writes.append(_secret(view, secret))
+    if view.settings.native_gang and (makes_pods or _unbound(view)):
+        outcome.writes.append(_native_gang(view, roles))
 
 
 def _acceptable(view: JobView) -> bool:
@@ -309,6 +317,45 @@ def _fill(view: JobView, role: Role, shape: Mapping[str, int]) -> list[Write]:
                   _pod(view, role, i, shape)) for i in free[:missing]]  # fmt: skip
 
 
+def _unbound(view: JobView) -> bool:
+    """Pods are kube-scheduler's to bind: the gang that it looks for must be there."""
+    return any(not p.gated and not p.node and not p.finished and not p.deleting for p in view.own_pods)
+
+
+def _secret(view: JobView, name: str) -> Write:
+    """Whoever comes second finds it made: the operator may not read Secrets, so it cannot look first."""
+    body = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": name,
+            "namespace": view.entry.namespace,
+            "labels": {names.LABEL_JOB: view.entry.name},
+            "ownerReferences": [_owner(view)],
+        },
+        "immutable": True,
+        "data": {"token": base64.b64encode(view.token.encode()).decode()},
+    }
+    return Write(Verb.CREATE, SECRETS, view.entry.namespace, name, view.entry.key, body)
+
+
+def _native_gang(view: JobView, roles: Sequence[Role]) -> Write:
+    """The job's gang in Kubernetes' own terms. Applying it again changes nothing, so nobody has to watch it."""
+    least = sum(role.min_count for role in roles)
+    body = {
+        "apiVersion": NATIVE_POD_GROUPS.api_version,
+        "kind": "PodGroup",
+        "metadata": {
+            "name": view.entry.name,
+            "namespace": view.entry.namespace,
+            "labels": {names.LABEL_JOB: view.entry.name},
+            "ownerReferences": [_owner(view)],
+        },
+        "spec": {"schedulingPolicy": {"gang": {"minCount": least}}},
+    }
+    return Write(Verb.APPLY, NATIVE_POD_GROUPS, view.entry.namespace, view.entry.name, view.entry.key, body)
+
+
 def _trim(view: JobView, role: Role) -> list[Write]:
     """Gated pods beyond the wanted count; released ones are the admission's to take back."""
     pods = [p for p in view.own_pods if p.member == role.name and not p.deleting]
@@ -331,6 +378,8 @@ def _pod(view: JobView, role: Role, index: int, shape: Mapping[str, int]) -> dic
         names.LABEL_INDEX: str(index),
         names.LABEL_ATTEMPT: str(view.attempt),
     }
+    if view.settings.native_gang:
+        spec["schedulingGroup"] = {"podGroupName": view.entry.name}
     spec["schedulingGates"] = [*(spec.get("schedulingGates") or ()), {"name": names.GATE}]
     return {
         "apiVersion": "v1",

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Iterable
 from itertools import count
+from secrets import token_hex
 
 import structlog
 
@@ -171,6 +172,7 @@ class Controller:
             progress=self.collector.latest(entry.uid),
             rejection=self.applier.rejection_of(entry.key),
             creating=self.applier.creating(PODS, entry.key),
+            token=token_hex(32),
         )
         return jobs.reconcile(view)
 

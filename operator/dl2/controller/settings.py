@@ -10,6 +10,7 @@ class PodSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     scheduler_name: str = ""  # a profile of kube-scheduler that packs; empty: the cluster's default
+    native_gang: bool = False  # kube-scheduler binds a job's first pods all or none, too (KEP-4671)
 
 
 class Settings(BaseModel):

@@ -11,7 +11,7 @@ import pytest
 from dl2.cluster import applier as module
 from dl2.cluster.applier import Applier, Verb, Write
 from dl2.cluster.client import ApiError
-from dl2.cluster.resources import POD_GROUPS, PODS
+from dl2.cluster.resources import NATIVE_POD_GROUPS, POD_GROUPS, PODS, SECRETS
 from dl2.cluster.store import Store
 from dl2.scheduling.snapshot import Key
 from tests.unit.cluster.fake_api import FakeApi, FakeClient, Fault
@@ -185,3 +185,34 @@ async def test_a_defect_in_sending_fails_that_write_alone(monkeypatch: pytest.Mo
     assert applier.open_writes == 0
     with contextlib.suppress(StopIteration):
         assert next(iter(applier._failures[OWNER])).name == "bad"
+
+
+def native_gang(least: int) -> Write:
+    body = {
+        "apiVersion": NATIVE_POD_GROUPS.api_version,
+        "kind": "PodGroup",
+        "metadata": {"name": "g", "namespace": "team-a"},
+        "spec": {"schedulingPolicy": {"gang": {"minCount": least}}},
+    }
+    return Write(Verb.APPLY, NATIVE_POD_GROUPS, "team-a", "g", OWNER, body)
+
+
+async def test_what_nobody_watches_is_not_applied_over_and_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, client, _, applier = setting()
+    for least, sent in ((3, True), (3, False), (4, True), (4, False)):
+        assert applier.submit(native_gang(least)) is sent
+        await applier.drain(1)
+    monkeypatch.setattr(module, "BELIEVED_SECONDS", 0.0)  # in the end it is looked after again
+    assert applier.submit(native_gang(4))
+    await applier.drain(1)
+    assert len(client.log) == 3
+
+
+async def test_a_secret_that_is_there_already_is_what_was_wanted() -> None:
+    body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": "team-a"}}
+    write = Write(Verb.CREATE, SECRETS, "team-a", "s", OWNER, body)
+    _, client, _, applier = setting()
+    for _ in range(2):
+        assert applier.submit(write)
+        await applier.drain(1)
+    assert (len(client.log), applier.rejection_of(OWNER), applier.next_retry()) == (2, "", None)

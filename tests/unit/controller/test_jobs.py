@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import pytest
@@ -399,3 +400,61 @@ def test_the_expected_end_does_not_move_by_being_looked_at() -> None:
 def test_a_refusal_is_not_told_of_a_suspended_job() -> None:
     written = status(keep(job(suspend=True), held=group(SHAPE), rejection="Pod j-worker-0: exceeded quota"))
     assert "exceeded quota" not in str(written)
+
+
+NATIVE = PodSettings(native_gang=True)
+
+
+def native(outcome: Outcome) -> list[Write]:
+    return writes(outcome, Verb.APPLY, "PodGroup.scheduling.k8s.io")
+
+
+def test_a_native_gang_has_the_minimum_of_all_members_and_every_pod_names_it() -> None:
+    outcome = keep(job(runtime="elastic"), held=group(SHAPE), settings=NATIVE)
+    (gang,) = native(outcome)
+    assert gang.body is not None
+    assert (gang.body["apiVersion"], gang.body["kind"]) == ("scheduling.k8s.io/v1beta1", "PodGroup")
+    assert gang.body["spec"] == {
+        "schedulingPolicy": {"gang": {"minCount": 3}}
+    }  # coordinator, server, one worker
+    for write in writes(outcome, Verb.CREATE):
+        assert write.body is not None
+        assert write.body["spec"]["schedulingGroup"] == {"podGroupName": "j"}
+
+
+def test_a_native_gang_is_there_while_pods_are_to_be_bound_and_left_alone_afterwards() -> None:
+    released = [pod(member, index, "released") for member, index in ALL]
+    assert len(native(keep(job(), *released, held=admitted(ready=False), settings=NATIVE))) == 1
+    assert native(keep(job(), *running(), held=admitted(), settings=NATIVE)) == []
+    assert native(keep(job(), *released, held=admitted(ready=False))) == []  # nobody asked for it
+
+
+def test_a_worker_that_was_sent_away_and_ended_well_does_not_end_the_job() -> None:
+    held = group(SHAPE, {**SHAPE, "worker": 1})
+    pods = [pod("coordinator", 0, "running"), pod("server", 0, "running"), pod("worker", 0, "running")]
+    written = status(keep(job(runtime="elastic"), *pods, pod("worker", 1, "succeeded-"), held=held))
+    assert written["state"] != "Succeeded"
+
+
+def test_an_elastic_job_shares_a_token_that_nobody_can_guess_or_confuse_with_anothers() -> None:
+    outcome = keep(job(runtime="elastic"), held=group(SHAPE), token="t0k3n")
+    (secret,) = writes(outcome, Verb.CREATE, "Secret")
+    assert secret.body is not None
+    assert base64.b64decode(secret.body["data"]["token"]) == b"t0k3n"
+    assert secret.body["metadata"]["ownerReferences"][0]["uid"] == "uid-j"
+    made = writes(outcome, Verb.CREATE)
+    for write in made:
+        assert write.body is not None
+        (volume,) = write.body["spec"]["volumes"]
+        assert volume["secret"]["secretName"] == secret.name == "j-token-uid-j"
+        assert _environment(write)["DL2_TOKEN_FILE"] == "/var/run/secrets/dl2.dev/token"
+    assert writes(keep(job(runtime="elastic"), *running(), held=admitted()), Verb.CREATE, "Secret") == []
+    assert writes(keep(job(), held=group(SHAPE)), Verb.CREATE, "Secret") == []
+
+
+def test_members_that_may_be_admitted_later_are_not_waited_for() -> None:
+    shape = {"coordinator": 1, "server": 1, "worker": 4}
+    made = writes(keep(job(workers=4, runtime="elastic"), held=group(shape)), Verb.CREATE)
+    environment = _environment(made[-1])
+    assert (environment["DL2_WORKERS"], environment["DL2_SERVERS"]) == ("1", "1")
+    assert environment["DL2_HOST"] == "status.podIP"

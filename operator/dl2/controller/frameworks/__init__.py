@@ -42,6 +42,13 @@ class Framework(Protocol):
 
     def service(self, job: DLJob) -> dict[str, Any]: ...
 
+    def secret(self, job: DLJob) -> str | None:
+        """The name of the Secret that its pods share, unique to this very job: the operator fills in a random `token`.
+
+        None: they need none.
+        """
+        ...
+
 
 @cache
 def frameworks() -> Mapping[str, type[Framework]]:

@@ -1,8 +1,8 @@
 """MXNet parameter-server jobs: workers, servers and one coordinator.
 
 Runtime `static` is MXNet's own ps-lite: the coordinator pod runs the ps-lite scheduler, every pod gets the DMLC_*
-variables, and a lost pod means that the whole job starts again from its checkpoint. Runtime `elastic` gets DL2_*
-variables only, and replaces single pods.
+variables, and a lost pod means that the whole job starts again from its checkpoint. Runtime `elastic` is dl2_runtime: it
+gets DL2_* variables and a token, replaces single pods, and lets members join and leave while it trains.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ PROGRESS_PORT = 8470
 PS_PORT = 9091
 _DMLC_ROLE = {names.COORDINATOR: "scheduler", names.SERVER: "server", names.WORKER: "worker"}
 _COORDINATOR_REQUESTS = {"cpu": "100m", "memory": "256Mi"}
+_TOKEN_VOLUME, _TOKEN_FOLDER = "dl2-token", "/var/run/secrets/dl2.dev"
+_POD_IP = {"fieldRef": {"fieldPath": "status.podIP"}}
 
 
 class MXNet:
@@ -55,6 +57,12 @@ class MXNet:
             own = {v.get("name") for v in container.get("env") or ()}
             added = [v for v in variables if v["name"] not in own]
             container["env"] = [*added, *(container.get("env") or ())]
+            if not self.static:
+                mount = {"name": _TOKEN_VOLUME, "mountPath": _TOKEN_FOLDER, "readOnly": True}
+                container["volumeMounts"] = [*(container.get("volumeMounts") or ()), mount]
+        if not self.static:
+            token = {"name": _TOKEN_VOLUME, "secret": {"secretName": self.secret(job), "defaultMode": 0o444}}
+            spec["volumes"] = [*(spec.get("volumes") or ()), token]
         spec["restartPolicy"] = "Never"  # the operator counts restarts; the kubelet must not
         spec["hostname"] = f"{name}-{role.name}-{index}"
         spec["subdomain"] = name
@@ -89,11 +97,20 @@ class MXNet:
                 "DMLC_NUM_SERVER": str(shape.get(names.SERVER, 0)),
                 "DMLC_USE_KUBERNETES": "1",
             }
+        else:
+            # Those that are there from the start; whoever is admitted later joins a job that trains already.
+            founders = {each.name: str(each.min_count) for each in self.roles(job)}
+            values |= {
+                "DL2_WORKERS": founders[names.WORKER],
+                "DL2_SERVERS": founders.get(names.SERVER, "0"),
+                "DL2_TOKEN_FILE": f"{_TOKEN_FOLDER}/token",
+            }
         variables: list[dict[str, Any]] = [{"name": k, "value": v} for k, v in values.items()]
-        if self.static:
-            pod_ip = {"fieldRef": {"fieldPath": "status.podIP"}}
-            variables.append({"name": "DMLC_NODE_HOST", "valueFrom": pod_ip})
+        variables.append({"name": "DMLC_NODE_HOST" if self.static else "DL2_HOST", "valueFrom": _POD_IP})
         return variables
+
+    def secret(self, job: DLJob) -> str | None:
+        return None if self.static else f"{job.metadata.name}-token-{job.metadata.uid[:8]}"
 
     def service(self, job: DLJob) -> dict[str, Any]:
         """Headless, and with addresses before readiness: members look each other up while they start."""
