@@ -158,9 +158,9 @@ class Operator(Process):
     def writes(self, **labels: str) -> float:
         return self.metric("dl2_writes_total", **labels)
 
-    def wait_quiet(self) -> None:
+    def wait_quiet(self, seconds: float = 60) -> None:
         """Nothing moves any more: no write, and none in flight, for QUIET_SECONDS on end."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + seconds
         seen, since = -1.0, time.monotonic()
         while time.monotonic() - since < QUIET_SECONDS:
             assert self.alive, f"the operator has ended ({self.exit_code}):\n{self.tail()}"
@@ -329,12 +329,25 @@ def template(cpu: str = "1", **spec: Any) -> Object:
     return {"spec": {"containers": [container], "terminationGracePeriodSeconds": 1, **spec}}
 
 
-def job(name: str, workers: int = 2, servers: int = 1, cpu: str = "1", **spec: Any) -> Object:
-    """A static DLJob; its coordinator asks for 100m."""
+def job(
+    name: str,
+    workers: int = 2,
+    servers: int = 1,
+    cpu: str = "1",
+    nodes: dict[str, str] | None = None,
+    **spec: Any,
+) -> Object:
+    """A static DLJob on `nodes` (a node selector); its coordinator asks for 100m."""
+    where = {"nodeSelector": nodes} if nodes else {}
     body = {
         "runtime": "static",
-        "workers": {"min": 1, "max": max(workers, 8), "initial": workers, "template": template(cpu)},
-        "servers": {"min": 1, "initial": servers, "template": template(cpu)},
+        "workers": {
+            "min": 1,
+            "max": max(workers, 8),
+            "initial": workers,
+            "template": template(cpu, **where),
+        },
+        "servers": {"min": 1, "initial": servers, "template": template(cpu, **where)},
         **spec,
     }
     return _custom("DLJob", name, body)

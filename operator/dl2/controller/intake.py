@@ -101,7 +101,8 @@ def priority_of(name: str | None, classes: Priorities) -> tuple[int, str]:
     return found.value, ""
 
 
-def read_pod(pod: PodRecord) -> Pod:
+def read_pod(pod: PodRecord, evicted: bool = False) -> Pod:
+    """`evicted`: its group is not admitted, so what was released for it is on its way out, deleted already or not."""
     return Pod(
         name=pod.name,
         member=pod.member,
@@ -112,7 +113,7 @@ def read_pod(pod: PodRecord) -> Pod:
         ready=pod.ready,
         finished=pod.finished,
         succeeded=pod.phase == "Succeeded",
-        terminating=pod.deleting,
+        terminating=pod.deleting or (evicted and pod.released and not pod.gated),
         created=pod.created,
         guaranteed=pod.guaranteed,
     )
@@ -151,6 +152,7 @@ def read_group(
     spec = group.spec
     priority, error = priority_of(spec.priority_class_name, classes)
     wanted = {member.name: member.count for member in spec.members}
+    given = admitted(status, wanted)
     return Group(
         key=Key(group.metadata.namespace, group.metadata.name),
         uid=group.metadata.uid,
@@ -161,7 +163,7 @@ def read_group(
         topology=_topology(group),
         suspend=spec.suspend,
         ready_timeout=float(spec.ready_timeout_seconds),
-        admitted=admitted(status, wanted),
+        admitted=given,
         admitted_at=_time(status.get("admittedAt")),
         ready_at=_time(status.get("readyAt")),
         finished=conditions.is_true(status.get("conditions") or (), GroupCondition.FINISHED),
@@ -170,7 +172,7 @@ def read_group(
         passed_over_since=_time(status.get("passedOverSince")),
         expected_end=expected_end,
         elastic=any(member.minimum < member.count for member in spec.members),
-        pods=tuple(read_pod(pod) for pod in pods),
+        pods=tuple(read_pod(pod, given is None) for pod in pods),
         pods_expected=pods_expected,
         assumed=_not_bound_yet(assumed, pods),
         error=error,

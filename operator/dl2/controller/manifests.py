@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from dl2.api import DLJob, InvalidObject, PodGroup, TenantQueue, conditions, core, names, parse
+from dl2.api import DLJob, InvalidObject, PodGroup, TenantQueue, conditions, core, corecheck, names, parse
 from dl2.api.conditions import parse_time
 from dl2.api.core import PodRecord
 from dl2.api.names import JobCondition
@@ -57,7 +57,25 @@ def objects(source: str, document: Any) -> Iterator[Manifest]:
     metadata = document.get("metadata")
     if not isinstance(metadata, Mapping) or not isinstance(metadata.get("name"), str) or not metadata["name"]:
         raise BadInput(f"{source}: {kind}: metadata.name: is missing; give the object a name")
+    _check(source, document)
     yield Manifest(source, document)
+
+
+def _check(source: str, raw: Raw) -> None:
+    """What no later reader would tell as well: times, core objects, kinds of ours that there are not."""
+    kind, metadata = raw["kind"], raw["metadata"]
+    for field in ("creationTimestamp", "deletionTimestamp"):
+        try:
+            if metadata.get(field) is not None:
+                parse_time(metadata[field])
+        except ValueError as exc:
+            raise BadInput(f"{source}: {kind} {metadata['name']}: metadata.{field}: {exc}") from None
+    try:
+        if str(raw.get("apiVersion") or "").startswith(f"{names.GROUP}/") and kind not in names.PLURALS:
+            parse(raw)
+        corecheck.check(raw)
+    except InvalidObject as exc:
+        raise BadInput(f"{source}: {exc}") from None
 
 
 class Inventory:
@@ -136,6 +154,8 @@ class Inventory:
             if pod.group:
                 pods.setdefault(Key(pod.namespace, pod.group), []).append(pod)
         jobs = {Key(_namespace(m.raw), m.raw["metadata"]["name"]): m for m in self._of(names.DL_JOB)}
+        for manifest in jobs.values():
+            _read(manifest, parse)  # its status counts, too
         own: set[Key] = set()
         for manifest in self._of(names.POD_GROUP):
             group = _read(manifest, parse)

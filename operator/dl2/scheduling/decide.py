@@ -6,6 +6,8 @@ every group that can start, in the order of `contest`; then growth towards `coun
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from dl2.scheduling.admission import Admission
 from dl2.scheduling.answers import Answers
 from dl2.scheduling.cache import Cache
@@ -177,7 +179,14 @@ class Pass:
                 given = item.shape.quota(run.now)
                 before = item.shape.quota(item.counts)
                 _add(pending[item.leaf.index], tuple(a - b for a, b in zip(given, before, strict=True)), -1)
-        return queue_states(self.state.tree, self.state.now.used, pending, counts)
+        stray: dict[str, list[int]] = {}
+        for item in self._strays():
+            _add(stray.setdefault(item.group.queue, [0] * len(item.charged)), item.charged, 1)
+        return queue_states(self.state.tree, self.state.now.used, pending, counts, stray)
+
+    def _strays(self) -> Iterable[Item]:
+        line = self.state.lines.get(self.state.strays.index)
+        return line.running.values() if line is not None else ()
 
 
 def _add(total: list[int], vector: Vector, sign: int) -> None:

@@ -16,8 +16,12 @@ def queue_states(
     used: Sequence[Sequence[int]],
     pending: Mapping[int, Sequence[int]],
     counts: Mapping[str, Sequence[int]],
+    stray: Mapping[str, Sequence[int]],
 ) -> dict[str, QueueState]:
-    """Status by queue name. `used` by node index; `pending` demand by leaf index; `counts`: (pending, admitted)."""
+    """Status by queue name. `used` by node index; `pending` demand by leaf index; `counts`: (pending, admitted).
+
+    `stray`: what is used by groups of queues that are not active.
+    """
     requests = _requests(tree, used, pending)
     shares = [[0] * len(tree.resources) for _ in tree.nodes]
     lent = [[0] * len(tree.resources) for _ in tree.nodes]
@@ -35,7 +39,7 @@ def queue_states(
                     lent[node.index][r],
                 )
                 for r, resource in enumerate(tree.resources)
-                if _concerns(node, resource) or used[node.index][r] or shares[node.index][r]
+                if _concerns(node, resource) or used[node.index][r] or requests[node.index][r]
             },
             pending=counts.get(name, (0, 0))[0],
             admitted=counts.get(name, (0, 0))[1],
@@ -45,7 +49,12 @@ def queue_states(
     }
     for name, error in tree.broken.items():
         pair = counts.get(name, (0, 0))
-        states[name] = QueueState(pending=pair[0], admitted=pair[1], error=error)
+        usage = {
+            resource: Usage(amount, 0, amount, 0)  # it has no share, so all of it is borrowed
+            for resource, amount in zip(tree.resources, stray.get(name, ()), strict=False)
+            if amount
+        }
+        states[name] = QueueState(usage=usage, pending=pair[0], admitted=pair[1], error=error)
     return dict(sorted(states.items()))
 
 

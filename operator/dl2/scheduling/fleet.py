@@ -57,6 +57,7 @@ class Fleet:
         self.settings = settings
         self.usable = [usable(node) for node in self.nodes]
         self.empty = [self._free_of_groups(node) for node in self.nodes]  # no group on it at all
+        self.broken = [self._is_broken(i) for i in range(len(self.nodes))]
         self.totals = [
             max(1, sum(node.allocatable.get(name, 0) for node in self.nodes)) for name in self.resources
         ]
@@ -72,6 +73,11 @@ class Fleet:
     def _free_of_groups(self, node: Node) -> Vector:
         others = tuple(node.used_by_others.get(name, 0) for name in self.resources)
         return _minus(self._whole(node), others, 1)
+
+    def _is_broken(self, i: int) -> bool:
+        """Do other people's pods hold any accelerator of a node? (A node that only daemons run on is still whole.)"""
+        used = self.nodes[i].used_by_others
+        return any(used.get(name, 0) for name in self.resources if "/" in name)
 
     def vector(self, requests: Quantities, pods: int = 1) -> Vector:
         """What a pod with `requests` takes of a node."""
@@ -99,6 +105,7 @@ class Fleet:
         bare = self._free_of_groups(node)
         less = _minus(self.empty[i], bare, 1)
         self.nodes[i], self.empty[i] = node, bare
+        self.broken[i] = self._is_broken(i)
         self.charge(i, less)
 
     def shadow(self) -> Fleet:

@@ -59,7 +59,7 @@ def grow(work: Work, candidates: dict[int, list[Run]], room: Room) -> None:
             growing.is_stuck(counts)
         contest.update_all({item.leaf, *work.moved})
         work.moved.clear()
-    for run in (run for runs in candidates.values() for run in runs):
+    for run in (run for _, runs in sorted(candidates.items()) for run in runs):
         if tuple(run.counts) != run.item.shape.least:
             work.move(run, [0] * len(run.counts))  # as a whole it may sit tighter than pod by pod
 

@@ -15,7 +15,7 @@ from fractions import Fraction
 
 from dl2.scheduling.items import Counts, Item
 from dl2.scheduling.plan import Reason
-from dl2.scheduling.rights import Right, Rights
+from dl2.scheduling.rights import Right, Rights, may_reclaim
 from dl2.scheduling.snapshot import Key
 from dl2.scheduling.tree import TreeNode, Vector
 from dl2.scheduling.work import Cut, Run, Spreads, Work
@@ -250,6 +250,38 @@ class Hunt:
                 taken.run.evicted = (Reason.PREEMPTED, "")
             if not self.fits(force=True):
                 raise AssertionError(f"{self.rights.asker.key} no longer fits where it did")
+
+    # ---- does it last --------------------------------------------------------------------------------------
+
+    def lasts(self) -> bool:
+        """Gives back what is not needed. May none of those evicted by fairness take the room back at once?
+
+        One by one each share test held; but what two groups of a queue lose together (of several resources, or the
+        smaller one first) may leave it so low that one of them alone could come back for what the asker got.
+        """
+        self.spare_the_needless()
+        return not any(map(self._could_come_back, self.taken))
+
+    def _could_come_back(self, taken: Taken) -> bool:
+        rights, victim = self.rights, taken.run.item
+        if (
+            taken.right is not Right.FAIR
+            or taken.means is not Means.EVICT
+            or not may_reclaim(victim, rights.asker)
+        ):
+            return False
+        fork = rights.tree.fork(rights.asker.leaf, victim.leaf)
+        counts = [0] * len(victim.shape.members)
+        for cut in taken.cuts:
+            counts[cut.n] += cut.count
+        loss = victim.shape.quota(counts)
+        asked = [r for r, amount in enumerate(loss) if amount]
+        way_up = rights.asker.leaf.path[: rights.asker.leaf.path.index(fork.mine) + 1]
+        if not any(all(rights.held(node, r) > node.min[r] for node in way_up) for r in asked):
+            return False  # the asker is within its min, and may lose nothing
+        asks = rights.tree.weighted_share(fork.theirs, rights.used[fork.theirs.index], loss)
+        before = rights.tree.weighted_share(fork.mine, rights.used[fork.mine.index], rights.nothing)
+        return asks <= before or asks < rights.share(fork.mine)
 
     # ---- does it fit -------------------------------------------------------------------------------------
 

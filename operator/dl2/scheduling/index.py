@@ -20,7 +20,8 @@ class Index:
     """Slots of `shape` in one picture, over the domains of `scope`."""
 
     def __init__(self, fleet: Fleet, picture: Picture, shape: PodShape, scope: Scope) -> None:
-        self.empty, self.picture, self.shape, self.scope = fleet.empty, picture, shape, scope
+        self.empty, self.broken = fleet.empty, fleet.broken
+        self.picture, self.shape, self.scope = picture, shape, scope
         self._read = len(picture.log)
         self._known: dict[tuple[int, ...], int] = {}
         inside = scope.levels[0].of_node
@@ -45,7 +46,7 @@ class Index:
 
     def _rank(self, i: int) -> int:
         misplaced = 2 if self.shape.aligned is not None and not self.shape.aligned[i] else 0
-        return misplaced + (self.picture.free[i] == self.empty[i])
+        return misplaced + (not self.broken[i] and self.picture.free[i] == self.empty[i])
 
     def _slots(self, free: tuple[int, ...]) -> int:
         known = self._known.get(free)

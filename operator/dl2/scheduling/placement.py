@@ -107,11 +107,15 @@ class Placer:
     ) -> list[Spread] | None:
         order = self._biggest_first(wants)
         scope = self.fleet.scope(required)
+        puzzled = len(scope.levels)  # the level of the last puzzle: one each, but at the outermost
         for depth, domain in self._domains([wants[n] for n in order], required, now, home, scope):
             spreads = self._fill(wants, order, required, now, depth, domain, home)
+            if spreads is None and len(wants) > 1 and (depth < puzzled or depth == 0):
+                puzzled = depth
+                spreads = self._puzzle(wants, order, required, now, depth, domain)
             if spreads is not None:
                 return spreads
-        return self._puzzle(wants, order, required, now, home) if len(wants) > 1 else None
+        return None
 
     def _puzzle(
         self,
@@ -119,30 +123,27 @@ class Placer:
         order: Sequence[int],
         required: str | None,
         now: bool,
-        home: Sequence[int],
+        depth: int,
+        domain: int,
     ) -> list[Spread] | None:
         """Several kinds of pods may fit though filling up one kind after the other fails: try all ways.
 
         Only where few nodes are in question; for one kind of pod filling up is exact.
         """
-        for depth, domain in self._domains(
-            [wants[n] for n in order], required, now, home, self.fleet.scope(required)
-        ):
-            if depth == 0:
-                picture = self.fleet.now if now else self.fleet.future
-                of_node = self.fleet.scope(required).levels[0].of_node
-                slots = [self.index(shape, required, now).slots for shape, _ in wants]
-                nodes = [i for i, at in enumerate(of_node) if at == domain and any(row[i] for row in slots)]
-                if len(nodes) > _PUZZLE_NODES:
-                    continue
-                found = solve([picture.free[i] for i in nodes], [wants[n] for n in order], nodes)
-                if found is not None:
-                    spreads: list[Spread] = [{} for _ in wants]
-                    for n, spread in zip(order, found, strict=True):
-                        spreads[n] = spread
-                    self.retake(wants, spreads, now=now)
-                    return spreads
-        return None
+        picture = self.fleet.now if now else self.fleet.future
+        of_node = self.fleet.scope(required).levels[depth].of_node
+        slots = [self.index(shape, required, now).slots for shape, _ in wants]
+        nodes = [i for i, at in enumerate(of_node) if at == domain and any(row[i] for row in slots)]
+        if len(nodes) > _PUZZLE_NODES:
+            return None
+        found = solve([picture.free[i] for i in nodes], [wants[n] for n in order], nodes)
+        if found is None:
+            return None
+        spreads: list[Spread] = [{} for _ in wants]
+        for n, spread in zip(order, found, strict=True):
+            spreads[n] = spread
+        self.retake(wants, spreads, now=now)
+        return spreads
 
     def _biggest_first(self, wants: Sequence[Want]) -> list[int]:
         """Large pods before small ones: what is left over suits the small."""

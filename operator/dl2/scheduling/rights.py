@@ -53,9 +53,7 @@ class Rights:
     def may_lose(self, victim: Item) -> bool:
         """By priority, whatever the shares say."""
         policy = self.within if victim.leaf is self.asker.leaf else self.reclaim
-        if policy is Preemption.LOWER_PRIORITY:
-            return victim.group.priority < self.asker.group.priority
-        return policy is Preemption.ANY
+        return _permits(policy, self.asker, victim)
 
     def against(self, leaf: TreeNode, *, fresh: bool = False) -> Right | None:
         """The right to take from a leaf as things stand, or None. `fresh`: what this pass has given itself.
@@ -134,6 +132,10 @@ class Rights:
         fork = self.tree.fork(self.asker.leaf, leaf)
         return self.share(fork.mine) < self.share(fork.theirs)
 
+    def held(self, node: TreeNode, r: int) -> int:
+        """What a node on the asker's way up holds with the newcomer."""
+        return self.used[node.index][r] + self.vector[r]
+
     def share(self, node: TreeNode) -> Share:
         """Weighted share with the newcomer in its place; known until `moved`."""
         share = self._shares.get(node.index)
@@ -146,3 +148,14 @@ class Rights:
         """The usage on the path of `leaf` has changed."""
         for node in leaf.path:
             self._shares.pop(node.index, None)
+
+
+def may_reclaim(asker: Item, victim: Item) -> bool:
+    """Does the asker's queue let it take from a group of another queue, as far as priorities go?"""
+    return asker.leaf.queue is not None and _permits(asker.leaf.queue.reclaim, asker, victim)
+
+
+def _permits(policy: Preemption, asker: Item, victim: Item) -> bool:
+    if policy is Preemption.LOWER_PRIORITY:
+        return victim.group.priority < asker.group.priority
+    return policy is Preemption.ANY

@@ -14,7 +14,8 @@ from dl2.scheduling.tree import TreeNode, Vector
 from dl2.scheduling.work import Spreads, Work
 
 _GROWTH = ((Means.SHRINK,),)
-# All means in turn; if that is not enough, the shrinks may have spoilt the shares: then without them.
+# All means in turn; if that is not enough, the shrinks may have spoilt the shares: then without them. An elastic group
+# of another queue is spared then: judged with the pods that it could have lost first, it would come back for its minimum.
 _START = ((Means.WITHDRAW, Means.SHRINK, Means.EVICT), (Means.WITHDRAW, Means.EVICT))
 
 
@@ -44,7 +45,6 @@ class Room:
         hunt = self._search(item, counts, spreads, growing=growing)
         if hunt is None:
             return None
-        hunt.spare_the_needless()
         self._tell(hunt)
         self.work.moved |= {taken.run.item.leaf for taken in hunt.taken}
         return hunt.placed
@@ -94,9 +94,13 @@ class Room:
         quota_only = True
         for ways in (_GROWTH if growing else _START) if fresh or others else ():
             hunt = Hunt(self.work, rights, counts, spreads)
-            for means in ways:
-                if self._hunt(hunt, means, fresh if means is Means.WITHDRAW else others):
-                    return hunt
+            rigid = Means.SHRINK not in ways
+            found = any(
+                self._hunt(hunt, means, fresh if means is Means.WITHDRAW else others, rigid=rigid)
+                for means in ways
+            )
+            if found and hunt.lasts():
+                return hunt
             shrunk = any(taken.means is Means.SHRINK for taken in hunt.taken)
             quota_only = quota_only and hunt.short_of_quota()
             hunt.give_back()
@@ -122,12 +126,15 @@ class Room:
     def _fresh(self) -> set[int]:
         return {index for index, items in self.work.fresh.items() if items}
 
-    def _hunt(self, hunt: Hunt, means: Means, leaves: Sequence[TreeNode]) -> bool:
+    def _hunt(self, hunt: Hunt, means: Means, leaves: Sequence[TreeNode], *, rigid: bool) -> bool:
+        """`rigid`: whole groups of other queues only where they are not elastic."""
         victims: dict[int, list[Item]] = {}
         least: dict[int, Vector] = {}
         for leaf in leaves:
             order, smallest = self._order(leaf, means)
             losers = order[:] if hunt.rights.any_of(leaf) else [i for i in order if hunt.rights.may_lose(i)]
+            if rigid and means is Means.EVICT and leaf is not hunt.rights.asker.leaf:
+                losers = [item for item in losers if not _elastic(item)]
             if losers:
                 victims[leaf.index], least[leaf.index] = losers, smallest
         open_leaves = [leaf for leaf in leaves if leaf.index in victims]

@@ -155,7 +155,47 @@ BAD = {
         "kind: Node\nmetadata: {name: n}\nstatus: {allocatable: {cpu: many}}",
         ["Node n", "allocatable", "many"],
     ),
-    "pod": ("kind: Pod\nmetadata: {name: p}\nspec: {containers: 3}", ["Pod p"]),
+    "pod": ("kind: Pod\nmetadata: {name: p}\nspec: {containers: 3}", ["Pod default/p", "spec.containers"]),
+    "pod on a list": (
+        "kind: Pod\nmetadata: {name: p}\nspec: {nodeName: [n1]}",
+        ["Pod default/p", "spec.nodeName"],
+    ),
+    "pod label": (
+        "kind: Pod\nmetadata: {name: p, labels: {dl2.dev/pod-group: {a: b}}}",
+        ["Pod default/p", "metadata.labels[dl2.dev/pod-group]"],
+    ),
+    "pod request": (
+        "kind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, resources: {requests: {cpu: x}}}]}",
+        ["Pod default/p", "spec.containers[0].resources.requests", "cpu"],
+    ),
+    "pod overhead": ("kind: Pod\nmetadata: {name: p}\nspec: {overhead: 3}", ["spec.overhead"]),
+    "pod status": ("kind: Pod\nmetadata: {name: p}\nstatus: oops", ["Pod default/p: status"]),
+    "unquoted label": (
+        "kind: Node\nmetadata: {name: n, labels: {dl2.dev/rack: 1}}",
+        ["Node n", "metadata.labels[dl2.dev/rack]", "in quotes"],
+    ),
+    "taints": ("kind: Node\nmetadata: {name: n}\nspec: {taints: oops}", ["Node n", "spec.taints"]),
+    "allocatable": (
+        "kind: Node\nmetadata: {name: n}\nstatus: {allocatable: []}",
+        ["Node n", "status.allocatable"],
+    ),
+    "unquoted True": (
+        "kind: Node\nmetadata: {name: n}\nstatus: {conditions: [{type: Ready, status: True}]}",
+        ["Node n", "status.conditions[0].status", "'True'"],
+    ),
+    "priority": ("kind: PriorityClass\nmetadata: {name: p}\nvalue: oops", ["PriorityClass p", "value"]),
+    "time that is no number": (
+        group("g", "a", 1, 1).replace("namespace: x", "namespace: x, creationTimestamp: .nan"),
+        ["PodGroup g", "metadata.creationTimestamp"],
+    ),
+    "job status": (
+        "apiVersion: dl2.dev/v1alpha1\nkind: DLJob\nmetadata: {name: j}\nspec: {}\nstatus: {conditions: oops}",
+        ["DLJob default/j"],
+    ),
+    "misspelt kind": (
+        "apiVersion: dl2.dev/v1alpha1\nkind: PodGruop\nmetadata: {name: g}",
+        ["PodGruop", "PodGroup"],
+    ),
 }
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from dl2.scheduling.plan import Action, Reason
 from dl2.scheduling.snapshot import Limits
 from tests.unit.scheduling.cases import Case, cases, ones
-from tests.unit.scheduling.dsl import World, g, node, nodes, q, run, told
+from tests.unit.scheduling.dsl import GPU, World, g, m, node, nodes, q, run, told
 
 
 def trio(least: int = 3):
@@ -386,3 +386,47 @@ def test_what_is_free_is_not_taken_from_others():
 def test_the_plan_names_the_borrowers():
     world = World([q("a"), q("b", min=2)], [node("n1", 4)], [*ones("b", 4), g("a/x", 4)])
     assert world.one("a/x").message == "needs 4 nvidia.com/gpu; 0 free under cluster, 2 more borrowed by b"
+
+
+@cases(
+    Case(
+        "an elastic asker does not come in whose elastic part alone would be evicted for it",
+        [q("a", min=1), q("b", min=1, weight=3)],
+        [run("b/g2", 4, on={"n1": 4}), g("a/g3", 4, 1)],
+        nodes(1, 4),
+    ),
+    Case(
+        "nobody flips back after a guarantee and a share have been served",
+        [q("a", min=3), q("b", min=3, weight=3)],
+        [g("a/g1", 1, age=3), g("b/g2", 5, age=2), g("a/g3", 4, 1, age=1)],
+        nodes(1, 6),
+    ),
+    Case(
+        "nobody flips back without a guarantee",
+        [q("a"), q("b", min=1, weight=2)],
+        [run("b/b1", 3, on={"n1": 3}), run("b/b2", 3, on={"n1": 3}), g("a/e", 3, 2)],
+        nodes(1, 7),
+    ),
+    Case(
+        "an elastic borrower does not fall below its guarantee",
+        [q("a", min=4), q("b", min=6)],
+        [run("b/e", 8, 1, on={"n1": 8}), g("a/new", 4)],
+        nodes(1),
+        end={"a/new": "-", "b/e": "8"},
+    ),
+    Case(
+        "two victims of two resources do not come back one by one",
+        [
+            q("a", limits={GPU: Limits(3, 9)}),
+            q("b", weight=2, limits={"cpu": Limits(6294)}),
+        ],
+        [
+            run("b/b4", 5),
+            run("a/a3", 4),
+            run("a/a6", members=[m("worker", 4, gpu=0, cpu=1)]),
+            g("b/b5", members=[m("m0", 4, gpu=0, cpu=1), m("m1", 1, requests={GPU: 2, "cpu": 500})]),
+        ],
+    ),
+)
+def test_nothing_flips_back(case: Case):
+    case.check()

@@ -342,3 +342,25 @@ def test_aligned_zones_are_preferred_for_guaranteed_pods():
     gated = (Pod("x-0", "worker", requests={GPU: 2}, gated=True, guaranteed=True),)
     assert where(World(A, machines, [replace(g("a/x", gpu=2), pods=gated)]), "a/x") == {"n2": 1}
     assert where(World(A, machines, [g("a/x", gpu=2)]), "a/x") == {"n1": 1}
+
+
+def test_a_node_that_other_peoples_accelerator_pods_broke_goes_before_an_idle_one():
+    machines = [node("n1", 4), node("n2", 8, used_by_others={GPU: 2, "pods": 1})]
+    assert where(World(A, machines, [g("a/x", 2)]), "a/x") == {"n2": 2}
+
+
+def test_a_node_that_only_daemons_run_on_is_idle():
+    machines = [node("n1", 8, used_by_others={"cpu": 100, "pods": 1}), node("n2", 8)]
+    world = World(A, machines, [run("a/r", 2, on={"n2": 2}), g("a/x", 2)])
+    assert where(world, "a/x") == {"n2": 2}
+
+
+def test_several_members_share_one_rack_where_only_a_clever_split_fits():
+    machines = [
+        node("n0", 4, cpu=8, rack="r2"),
+        node("n1", 4, cpu=16, rack="r2"),
+        node("n2", 4, cpu=4, rack="r0"),
+    ]
+    members = [m("m0", 2, cpu=4), m("m1", 2, cpu=4), m("m2", 4, cpu=1)]
+    decision = World(A, machines, [g("a/x", members=members)]).one("a/x")
+    assert {name for member in decision.members.values() for name in member.nodes} == {"n0", "n1"}

@@ -113,3 +113,17 @@ def test_pending_and_admitted_are_counted():
     )
     state = world.plan().queues["a"]
     assert (state.pending, state.admitted) == (2, 1)
+
+
+def test_a_queue_that_names_nothing_shows_what_it_asks_for_in_vain():
+    world = World([q("a", weight=1_000_000), q("b")], nodes(1), [g("a/x", 8), g("b/y", 1)])
+    usage = world.plan().queues["b"].usage["nvidia.com/gpu"]
+    assert (usage.used, usage.share) == (0, 0)
+
+
+def test_a_queue_without_its_parent_shows_what_its_groups_still_use():
+    world = World([q("b", "nowhere")], nodes(1), [run("b/r", 4, on={"n1": 4})])
+    state = world.plan().queues["b"]
+    assert "nowhere" in state.error
+    usage = state.usage["nvidia.com/gpu"]
+    assert (usage.used, usage.share, usage.borrowed, usage.lent) == (4, 0, 4, 0)
