@@ -82,6 +82,8 @@ class Applier:
         self._limit = asyncio.Semaphore(concurrency)
         self._backlog = backlog
         self._open: dict[Slot, Write] = {}
+        self.has_room = asyncio.Event()  # less than half full
+        self.has_room.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._creating: dict[Key, set[Slot]] = {}
         self._failures: dict[Key, dict[Slot, Failure]] = {}
@@ -97,6 +99,8 @@ class Applier:
         if self.full:
             return False
         self._open[slot] = write
+        if self.half_full:
+            self.has_room.clear()
         if write.verb is Verb.CREATE:
             self._creating.setdefault(write.owner, set()).add(slot)
         task = asyncio.create_task(self._run(write))
@@ -196,6 +200,8 @@ class Applier:
 
     def _close(self, write: Write) -> None:
         del self._open[write.slot]
+        if not self.half_full:
+            self.has_room.set()
         creating = self._creating.get(write.owner)
         if creating is not None:
             creating.discard(write.slot)

@@ -55,8 +55,20 @@ def reconcile(view: GroupView) -> Outcome:
     if view.entry.deleting:
         return outcome
     rejected = _keep_pods(view, outcome)
-    put_status(outcome, POD_GROUPS, view.entry, _status(view, rejected, outcome), OWNED)
+    status = _status(view, rejected, outcome)
+    put_status(outcome, POD_GROUPS, view.entry, status, OWNED, _is_news_for_people_only(view, status))
     return outcome
+
+
+def _is_news_for_people_only(view: GroupView, status: Mapping[str, Any]) -> bool:
+    """That somebody else has finished it, or why a reservation waits: under load, admissions go first."""
+    before = view.entry.status.get("conditions") or ()
+    if conditions.is_true(before, GroupCondition.FINISHED) and conditions.is_true(
+        status["conditions"], GroupCondition.FINISHED
+    ):
+        return True
+    idle = not view.pods and not view.job_uid and not conditions.is_true(before, GroupCondition.ADMITTED)
+    return idle and view.decision is not None and view.decision.action is Action.WAIT
 
 
 # -- pods -------------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ log = structlog.get_logger(__name__)
 _SOFT_RETRY = 0.2
 _SHORTEST_WAIT = 0.1  # for what time alone brings: it must not make a busy loop
 _LONGEST_PAUSE = 0.5
+_LONGEST_BACKLOG = 2.0
 _BROKEN_SECONDS = 30.0
 
 
@@ -67,6 +68,7 @@ class Controller:
                     await asyncio.wait_for(self._store.changed.wait(), delay)
             # Changes come in bursts, and whoever takes in changes needs as much time as whoever decides.
             await asyncio.sleep(max(self._settings.debounce_seconds, min(self._pass_seconds, _LONGEST_PAUSE)))
+            await self._until_written()
             self._store.changed.clear()
             try:
                 delay = self.one_pass()
@@ -74,6 +76,11 @@ class Controller:
                 log.exception("pass failed; trying again")
                 self._metrics.failed_passes.inc()
                 delay = 1.0
+
+    async def _until_written(self) -> None:
+        """While more is being written than can be sent soon, deciding again would only decide the same again."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.applier.has_room.wait(), _LONGEST_BACKLOG)
 
     def one_pass(self) -> float | None:
         """Returns in how many seconds to pass again even if nothing changes; None: not before a change."""

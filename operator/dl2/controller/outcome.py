@@ -60,12 +60,18 @@ def hard(status: Status) -> dict[str, Any]:
 
 
 def put_status(
-    outcome: Outcome, resource: Resource, entry: Entry, status: Mapping[str, Any], owned: Sequence[str]
+    outcome: Outcome,
+    resource: Resource,
+    entry: Entry,
+    status: Mapping[str, Any],
+    owned: Sequence[str],
+    patient: bool = False,
 ) -> None:
     """Ask for `status` to be written when it differs from what is there in the fields that the operator owns.
 
     The write holds for exactly this object at exactly this version: a decision made from an older picture, or for
-    a namesake that is gone, is refused by the API server instead of overwriting what is newer.
+    a namesake that is gone, is refused by the API server instead of overwriting what is newer. `patient`: it may wait,
+    for nobody acts on any of it.
     """
     # an empty map that is applied where there was one with entries becomes a null, which no schema allows
     wanted = {k: v for k, v in status.items() if v is not None and v != {}}
@@ -85,7 +91,7 @@ def put_status(
         "status": wanted,
     }
     write = Write(Verb.APPLY_STATUS, resource, entry.namespace, entry.name, entry.key, body, uid=entry.uid)
-    firm = hard(wanted) != hard(present)
+    firm = not patient and hard(wanted) != hard(present)
     (outcome.writes if firm else outcome.soft_writes).append(write)
     if firm:
         outcome.notices.extend(_transitions(resource, entry, present, wanted))
