@@ -14,6 +14,9 @@ _COMMANDS = {
     "cluster": ("dl2.cli.cluster", "An embedded cluster on this machine: up, down, status, logs, env."),
     "decide": ("dl2.cli.decide", "One scheduling pass over manifests or a live cluster; touches nothing."),
     "queue": ("dl2.cli.queue", "The tree of queues: used, share, borrowed."),
+    "simulate": ("dl2.cli.simulate", "One simulated cluster under one scaling policy."),
+    "evaluate": ("dl2.cli.evaluate", "Scaling policies over suites, with confidence intervals."),
+    "train": ("dl2.cli.train", "Train the scaling agent in simulation."),
     "demo": ("dl2.cli.demo", "The whole product on an embedded cluster, with real and simulated jobs."),
 }
 

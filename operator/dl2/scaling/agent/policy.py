@@ -1,0 +1,115 @@
+"""The learned policy: shapes by repeated steps, each to the job and whole shape that the network values most.
+
+A decision is a sequence of masked steps, as in DL2 (Peng et al., TPDS 2021): give this job its next shape, until
+nothing fits. Steps go along the concave hull of a value per job (`dl2.scaling.envelope`), so that one step may
+be one pod or a jump over many; masks are capacity and budgets. What is learned is the value: the network bends
+its weight, exponents, optimism and inertia, job by job, from what was measured. With all outputs 0 it is the
+envelope policy, the champion it falls back to if an output is not finite.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dl2.scaling.agent.features import features
+from dl2.scaling.agent.meters import PauseMeter
+from dl2.scaling.agent.network import Preference, Weights, forward, preference
+from dl2.scaling.beliefs import Belief, Blinkers, Measured, Source
+from dl2.scaling.bounds import in_order
+from dl2.scaling.envelope import CONCAVITY, LENGTH, hopeful, spread_out, value_of
+from dl2.scaling.interface import JobView, Observation, Scale
+from dl2.scaling.lattice import Floats
+from dl2.scaling.room import Room
+
+
+class Sight(NamedTuple):
+    """An observation as the network takes it."""
+
+    observation: Observation
+    jobs: list[JobView]  # that can run at all, in their order
+    beliefs: dict[str, Belief]
+    features: Floats  # (J, FEATURES)
+    cluster: Floats  # (CLUSTER,)
+    pause: float  # seconds a resize costs
+
+
+class Memory:
+    """What was measured so far, and how to look at the present with it."""
+
+    def __init__(self, source: Source | None = None) -> None:
+        self._source = source or Measured()
+        self._pauses = PauseMeter()
+
+    def look(self, observation: Observation) -> Sight:
+        beliefs = self._source.beliefs(observation)
+        self._pauses.take_in(observation)
+        room, pause = Room(observation), self._pauses.seconds
+        jobs = [job for job in in_order(observation.jobs) if job.id in beliefs and room.hosts(job)]
+        return Sight(observation, jobs, beliefs, *features(jobs, beliefs, observation, room, pause), pause)
+
+
+class Agent:
+    """A network and a memory. `fallbacks` counts decisions made without the network.
+
+    Ablations: `exploration` false takes speeds as expected, without optimism; `labels` and `speeds` false hide the
+    labels of jobs, or what was measured.
+    """
+
+    name = "dl2"
+
+    def __init__(
+        self, weights: Weights, *, exploration: bool = True, labels: bool = True, speeds: bool = True
+    ) -> None:
+        self.weights = weights
+        self.fallbacks = 0
+        source: Source = Measured()
+        if not (labels and speeds):
+            source = Blinkers(source, labels=labels, speeds=speeds)
+        self._memory = Memory(source)
+        self._exploration = exploration
+
+    def allocate(self, observation: Observation) -> dict[str, Scale]:
+        sight = self._memory.look(observation)
+        if not sight.jobs:
+            return {}
+        outputs = forward(self.weights, sight.features, sight.cluster)
+        if not np.isfinite(outputs).all():
+            self.fallbacks += 1
+            outputs = np.zeros_like(outputs)
+        return act(sight, outputs, exploration=self._exploration)
+
+
+def act(sight: Sight, outputs: Floats, *, exploration: bool = True) -> dict[str, Scale]:
+    """The decision that raw outputs (J, OUTPUTS) of the network stand for."""
+    wish = preference(outputs)
+    if not exploration:
+        wish = wish._replace(optimism=np.full(len(outputs), -np.inf))
+    values = bent_values(sight.jobs, sight.beliefs, wish, sight.observation.interval, sight.pause)
+    return spread_out(sight.jobs, sight.beliefs, values, sight.observation)
+
+
+def bent_values(
+    jobs: list[JobView],
+    beliefs: dict[str, Belief],
+    wish: Preference,
+    interval: float,
+    pause: float,
+) -> dict[str, Floats]:
+    """Values (C,) by job. Moving loses the measured pause, spread over the intervals a shape is kept, and inertia."""
+    values = {}
+    for n, job in enumerate(jobs):
+        belief = beliefs[job.id]
+        speed = hopeful(belief, float(np.exp(wish.optimism[n])))
+        length = LENGTH + float(wish.length[n])
+        concavity = min(CONCAVITY * float(np.exp(wish.concavity[n])), 1.0)
+        value = value_of(job, speed, interval, length, concavity) * float(np.exp(wish.weight[n]))
+        if job.current.workers:
+            moved = (belief.shapes.workers != job.current.workers) | (
+                belief.shapes.servers != job.current.servers
+            )
+            lost = min(0.5 * pause / max(interval, 1e-9), 0.5) + float(wish.inertia[n])
+            value = np.where(moved, value * (1.0 - lost), value)
+        values[job.id] = value
+    return values

@@ -1,0 +1,85 @@
+"""What was measured, pooled by kind of job: jobs of one label and equal pods share their samples.
+
+Pooling is what makes online fitting work: a new job of a known label starts with everything its predecessors
+measured. Samples of jobs that have left are remembered here; everything else is in the observation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from dl2.scaling.interface import JobView, Observation, Scale
+
+MOST_KINDS = 512  # unlabelled jobs are kinds of their own; the ones unused for longest are forgotten
+_RECENT = 12.0  # a shape's mean forgets samples older than about so many, to follow drift
+
+
+@dataclass(slots=True)
+class Cell:
+    """All samples of one kind at one shape: weighted count, mean and sum of squares of the log of the speed."""
+
+    weight: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.weight *= 1.0 - 1.0 / _RECENT if self.weight > _RECENT else 1.0
+        self.weight += 1.0
+        step = value - self.mean
+        self.mean += step / self.weight
+        self.squares = min(self.squares + step * (value - self.mean), _RECENT)
+
+
+@dataclass(slots=True)
+class Kind:
+    """One kind's cells; `version` grows with every sample, for those who keep what they fitted."""
+
+    cells: dict[Scale, Cell] = field(default_factory=dict)
+    version: int = 0
+    used_at: float = 0.0
+
+
+def kind_of(job: JobView) -> Hashable:
+    """Jobs of one kind are expected to train equally fast at equal scale."""
+    label = ("job", job.id) if job.model is None else ("model", job.model)
+    return (
+        label,
+        tuple(sorted(job.worker_requests.items())),
+        tuple(sorted(job.server_requests.items())),
+    )
+
+
+class History:
+    """Takes in each sample once. Time that runs backwards means a new cluster: all is forgotten."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[Hashable, Kind] = {}
+        self._read: dict[str, float] = {}  # job -> time of its last sample taken in
+        self._now = -math.inf
+
+    def take_in(self, observation: Observation) -> None:
+        """Add the new samples of `observation`; taking in the same one twice changes nothing."""
+        if observation.now < self._now:
+            self.__init__()  # type: ignore[misc]
+        self._now = observation.now
+        for job in sorted(observation.jobs, key=lambda job: job.id):
+            kind = self.kinds.setdefault(kind_of(job), Kind())
+            kind.used_at = observation.now
+            after = self._read.get(job.id, -math.inf)
+            for sample in job.samples:
+                speed = sample.epochs_per_second
+                if sample.at > after and sample.scale.workers > 0 and math.isfinite(speed) and speed >= 0:
+                    kind.cells.setdefault(sample.scale, Cell()).add(math.log(max(speed, 1e-12)))
+                    kind.version += 1
+            if job.samples:
+                self._read[job.id] = max(after, job.samples[-1].at)
+        self._forget({job.id for job in observation.jobs})
+
+    def _forget(self, active: set[str]) -> None:
+        self._read = {name: at for name, at in self._read.items() if name in active}
+        if len(self.kinds) > MOST_KINDS:
+            by_use = sorted(self.kinds, key=lambda kind: (-self.kinds[kind].used_at, repr(kind)))
+            kept = max(MOST_KINDS, sum(kind.used_at == self._now for kind in self.kinds.values()))
+            self.kinds = {kind: self.kinds[kind] for kind in by_use[:kept]}

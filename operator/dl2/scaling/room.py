@@ -1,0 +1,94 @@
+"""What is left of the cluster and of each queue's budget while a policy hands out shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dl2.scaling.interface import JobView, Observation, Scale
+
+
+class Room:
+    """Exact amounts left, against the sum of the nodes (the cutter packs node by node afterwards).
+
+    A pod that fits on no node at all fits nowhere; beyond that fragmentation is left to the cutter.
+    """
+
+    def __init__(self, observation: Observation) -> None:
+        jobs = observation.jobs
+        self.resources = sorted(
+            {name for job in jobs for name in (*job.worker_requests, *job.server_requests)}
+        )
+        self.capacity = [
+            sum(max(0, node.free.get(name, 0)) for node in observation.nodes) for name in self.resources
+        ]
+        self.cluster = list(self.capacity)
+        self._budgets = {
+            queue: [budget.get(name) for name in self.resources]
+            for queue, budget in observation.budgets.items()
+        }
+        frees = {tuple(max(0, node.free.get(n, 0)) for n in self.resources) for node in observation.nodes}
+        self._frees = sorted(frees)
+        self._fits: dict[tuple[int, ...], bool] = {}
+        self._vectors: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+
+    def vectors(self, job: JobView) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Requests of one worker and of one server over `resources`."""
+        known = self._vectors.get(job.id)
+        if known is None:
+            known = self._vectors[job.id] = (
+                tuple(max(0, job.worker_requests.get(name, 0)) for name in self.resources),
+                tuple(max(0, job.server_requests.get(name, 0)) for name in self.resources),
+            )
+        return known
+
+    def amounts(self, job: JobView, scale: Scale) -> list[int]:
+        """What `scale` holds, or what a change by `scale` takes (negative numbers give back)."""
+        worker, server = self.vectors(job)
+        return [w * scale.workers + s * scale.servers for w, s in zip(worker, server, strict=True)]
+
+    def fits(self, job: JobView, amounts: Sequence[int]) -> bool:
+        if any(more > left for more, left in zip(amounts, self.cluster, strict=True) if more > 0):
+            return False
+        budget = self._budgets.get(job.queue)
+        return budget is None or not any(
+            left is not None and more > left for more, left in zip(amounts, budget, strict=True) if more > 0
+        )
+
+    def take(self, job: JobView, amounts: Sequence[int]) -> None:
+        for r, more in enumerate(amounts):
+            self.cluster[r] -= more
+        budget = self._budgets.get(job.queue)
+        if budget is not None:
+            self._budgets[job.queue] = [
+                None if left is None else left - more for left, more in zip(budget, amounts, strict=True)
+            ]
+
+    def limits(self, job: JobView) -> list[int]:
+        """What `job` could still be given, by resource."""
+        budget = self._budgets.get(job.queue) or [None] * len(self.cluster)
+        return [
+            has if left is None else min(has, left) for has, left in zip(self.cluster, budget, strict=True)
+        ]
+
+    def hosts(self, job: JobView) -> bool:
+        """Is there a node for a worker of `job`, and, if it must have one, for a server?"""
+        worker, server = self.vectors(job)
+        return self._on_a_node(worker) and (job.minimum.servers <= 0 or self._on_a_node(server))
+
+    def _on_a_node(self, vector: tuple[int, ...]) -> bool:
+        if vector not in self._fits:
+            self._fits[vector] = any(
+                all(has >= asks for has, asks in zip(free, vector, strict=True)) for free in self._frees
+            )
+        return self._fits[vector]
+
+    def dominant(self, amounts: Sequence[int]) -> float:
+        """Largest part of any resource of the cluster (DRF's dominant share); what there is none of counts in full."""
+        return max(
+            (more / (has or more) for more, has in zip(amounts, self.capacity, strict=True) if more > 0),
+            default=0.0,
+        )
+
+    def prices(self) -> list[float]:
+        """One unit's part of the capacity, by resource."""
+        return [1.0 / has if has else 0.0 for has in self.capacity]

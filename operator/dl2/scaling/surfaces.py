@@ -1,0 +1,160 @@
+"""Speed over (workers, servers), learned online from samples, with its uncertainty.
+
+The log of the speed is a Gaussian process over (log2 workers, log2 servers): per kind of job a level, a smooth
+and a rough part of its own, on top of a smooth part that all kinds share. The shared part is a Bayesian linear
+regression on radial bumps (a truncated Gaussian process), fitted over all kinds; the own parts are exact
+Gaussian processes on what it leaves over (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006,
+ch. 2 and 2.7). Textbook step-time formulas are no prior here: measured speeds contradict them too often, and are
+not even monotone in workers or servers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from dl2.scaling.history import History, Kind
+from dl2.scaling.interface import Scale
+from dl2.scaling.lattice import Floats, Ints, coordinates, nearest
+
+# Standard deviations (of the natural log of the speed) and length scales (in doublings).
+LEVEL = 1.5  # how far the level of a kind may lie from the mean of all
+SMOOTH, SMOOTH_LENGTH = 0.45, 2.0
+ROUGH, ROUGH_LENGTH = 0.09, 0.20
+BUMP, BUMP_LENGTH = 0.40, 1.9
+SLOPES, SLOPE = (0.30, 0.10), 0.25  # prior means and deviation of the shared trend per doubling
+NOISE, NOISE_STRENGTH = 0.05, 8.0  # prior noise of one sample, and how many samples that belief weighs
+MOST_POINTS = 48  # shapes of one kind that are conditioned on: those with most samples
+_DEEPEST = 2.5  # speeds more than e^-2.5 below a kind's median are taken for stalls and clipped
+
+
+class Surface(NamedTuple):
+    """Of one kind, over the points asked for (P,): mean log speed and its standard deviation; samples pooled."""
+
+    mean: Floats
+    deviation: Floats
+    samples: float
+
+
+class _Points(NamedTuple):
+    """One kind's measured shapes, and what they say of the shared part."""
+
+    points: Ints  # lattice points (n,)
+    values: Floats  # mean log speed (n,)
+    noise: Floats  # variance of that mean (n,)
+    precision: Floats  # (F, F)
+    pull: Floats  # (F,)
+
+
+class Surfaces:
+    """Fitted surfaces by kind. What depends on one kind's samples alone is kept until it has new ones."""
+
+    def __init__(self) -> None:
+        self._tables: dict[Hashable, tuple[tuple[int, float], _Points]] = {}
+
+    def fit(self, history: History, wanted: Sequence[Hashable], points: Ints) -> dict[Hashable, Surface]:
+        """The surface of each wanted kind at the lattice `points` (P,), given everything in `history`."""
+        measured = {name: kind for name, kind in history.kinds.items() if kind.cells}
+        noise = _noise(measured)
+        tables = {}
+        for name, kind in measured.items():
+            known = self._tables.get(name)
+            if known is None or known[0] != (kind.version, noise):
+                known = ((kind.version, noise), _table(kind, noise))
+            tables[name] = known
+        self._tables = tables
+        shared = _Shared([table for _, table in tables.values()])
+        found = {}
+        for name in dict.fromkeys(wanted):
+            if name in tables:
+                samples = sum(cell.weight for cell in measured[name].cells.values())
+                found[name] = _condition(tables[name][1], samples, shared, points)
+            else:
+                found[name] = Surface(shared.mean[points] + shared.level, np.sqrt(shared.prior[points]), 0.0)
+        return found
+
+
+def _noise(measured: dict[Hashable, Kind]) -> float:
+    """Variance of one sample, from repeated measurements of the same shapes and a prior.
+
+    In steps of about 20 %, so that a fit stays valid for a while.
+    """
+    cells = [cell for kind in measured.values() for cell in kind.cells.values()]
+    squares = sum(cell.squares for cell in cells)
+    freedom = sum(max(0.0, cell.weight - 1.0) for cell in cells)
+    variance = (NOISE_STRENGTH * NOISE**2 + squares) / (NOISE_STRENGTH + freedom)
+    return float(np.exp(np.round(np.log(variance) * 5.0) / 5.0))
+
+
+def _table(kind: Kind, noise: float) -> _Points:
+    cells = sorted(kind.cells.items(), key=lambda item: (-item[1].weight, item[0]))[:MOST_POINTS]
+    scales: list[Scale] = [scale for scale, _ in cells]
+    points = nearest(np.array([s.workers for s in scales]), np.array([s.servers for s in scales]))
+    values = np.array([cell.mean for _, cell in cells])
+    values = np.maximum(values, np.median(values) - _DEEPEST)
+    spread = noise / np.array([cell.weight for _, cell in cells])
+    # What a kind's own parts may do is noise to the shared one, and its points tell of one kind only.
+    weight = min(1.0, 6.0 / len(points)) / (spread + SMOOTH**2 + ROUGH**2)
+    centre = weight / weight.sum()  # the level is integrated out
+    x = _features()[points]
+    x = x - centre @ x
+    y = values - centre @ values
+    weighted = (x * weight[:, None]).T
+    return _Points(points, values, spread, weighted @ x, weighted @ y)
+
+
+@lru_cache(maxsize=1)
+def _own_kernel() -> Floats:
+    """(SIZE, SIZE): prior covariance of a kind's own parts, without its level."""
+    x = coordinates()
+    squared = ((x[:, None, :] - x[None, :, :]) ** 2).sum(axis=2)
+    smooth = SMOOTH**2 * np.exp(-0.5 * squared / SMOOTH_LENGTH**2)
+    rough = ROUGH**2 * np.exp(-0.5 * squared / ROUGH_LENGTH**2)
+    return np.asarray(smooth + rough)
+
+
+@lru_cache(maxsize=1)
+def _features() -> Floats:
+    """(SIZE, F): trend and bumps of the shared part."""
+    x = coordinates()
+    centres = np.array([(w, s) for w in range(0, 9, 2) for s in range(-1, 9, 2)], float)
+    bumps = np.exp(-0.5 * ((x[:, None, :] - centres[None, :, :]) ** 2).sum(axis=2) / BUMP_LENGTH**2)
+    return np.concatenate([x, bumps], axis=1)
+
+
+class _Shared:
+    """Posterior of the part that all kinds share, from all kinds' points at once."""
+
+    def __init__(self, tables: Sequence[_Points]) -> None:
+        features = _features()
+        trust = np.full(features.shape[1], BUMP**-2)
+        trust[:2] = SLOPE**-2
+        precision: Floats = np.diag(trust)
+        pull: Floats = np.zeros_like(trust)
+        pull[:2] = trust[:2] * SLOPES
+        if tables:
+            precision = precision + np.sum([table.precision for table in tables], axis=0)
+            pull = pull + np.sum([table.pull for table in tables], axis=0)
+        factor = np.linalg.cholesky(precision)
+        self.half: Floats = np.linalg.solve(factor, features.T).T  # (SIZE, F): products are the covariance
+        self.mean: Floats = features @ np.linalg.solve(precision, pull)
+        self.prior: Floats = _own_kernel().diagonal() + (self.half**2).sum(axis=1) + LEVEL**2
+        levels = [float((table.values - self.mean[table.points]).mean()) for table in tables]
+        self.level = float(np.mean(levels)) if levels else 0.0
+
+
+def _condition(table: _Points, samples: float, shared: _Shared, points: Ints) -> Surface:
+    """Exact Gaussian-process posterior of one kind at `points`."""
+    own, at = _own_kernel()[table.points], table.points
+    half = shared.half[at]
+    inner = own[:, at] + half @ half.T + LEVEL**2 + np.diag(table.noise)
+    cross = own[:, points] + half @ shared.half[points].T + LEVEL**2  # (n, P)
+    inverse = np.linalg.inv(np.linalg.cholesky(inner))
+    solved = inverse @ cross
+    residual = inverse @ (table.values - shared.mean[at] - shared.level)
+    variance = shared.prior[points] - (solved**2).sum(axis=0)
+    mean = shared.mean[points] + shared.level + solved.T @ residual
+    return Surface(mean, np.sqrt(np.maximum(variance, 1e-8)), samples)
