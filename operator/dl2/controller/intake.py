@@ -153,6 +153,8 @@ def read_group(
     priority, error = priority_of(spec.priority_class_name, classes)
     wanted = {member.name: member.count for member in spec.members}
     given = admitted(status, wanted)
+    told = conditions.get(status.get("conditions") or (), GroupCondition.QUOTA_RESERVED)
+    evicted = given is None and told is not None  # a group that nobody has decided upon keeps what runs
     return Group(
         key=Key(group.metadata.namespace, group.metadata.name),
         uid=group.metadata.uid,
@@ -172,7 +174,7 @@ def read_group(
         passed_over_since=_time(status.get("passedOverSince")),
         expected_end=expected_end,
         elastic=any(member.minimum < member.count for member in spec.members),
-        pods=tuple(read_pod(pod, given is None) for pod in pods),
+        pods=tuple(read_pod(pod, evicted) for pod in pods),
         pods_expected=pods_expected,
         assumed=_not_bound_yet(assumed, pods),
         error=error,

@@ -36,3 +36,10 @@ def test_what_was_released_for_an_admission_that_has_ended_is_on_its_way_out(
     admitted: dict[str, int] | None, state: str, leaving: bool
 ) -> None:
     assert [pod.terminating for pod in read(admitted, state, state).pods] == [leaving, leaving]
+
+
+def test_a_group_that_nobody_has_decided_upon_keeps_what_runs() -> None:
+    entry = group(COUNTS)
+    assert isinstance(entry.value, PodGroup)
+    found = intake.read_group(entry.value, {}, [pod("worker", 0, "running")], {})
+    assert [pod.terminating for pod in found.pods] == [False]
