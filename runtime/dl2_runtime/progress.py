@@ -99,8 +99,8 @@ class ProgressServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = MAX_CONNECTIONS
 
-    def __init__(self, host: str, port: int) -> None:
-        super().__init__((host, port), _Handler)
+    def __init__(self, host: str, port: int, handler: type[ProgressHandler] | None = None) -> None:
+        super().__init__((host, port), handler or ProgressHandler)
         self.latest = Progress()
         self.port = int(self.server_address[1])
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
@@ -143,44 +143,51 @@ class ProgressServer(ThreadingHTTPServer):
         self.close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class ProgressHandler(BaseHTTPRequestHandler):
     server: ProgressServer
     timeout = 10  # seconds for a client to say the next thing
     server_version = "dl2-progress"
 
     def do_GET(self) -> None:
         if self.path.split("?", 1)[0] != "/v1/status":
-            self._answer(404, b'{"error": "GET /v1/status is what there is"}')
+            self.answer(404, b'{"error": "GET /v1/status is what there is"}')
             return
-        self._answer(200, self.server.latest.to_json())
+        self.answer(200, self.server.latest.to_json())
 
     def do_POST(self) -> None:
         if self.path != "/v1/progress":
-            self._refuse(404, "POST /v1/progress is what there is")
+            self.refuse(404, "POST /v1/progress is what there is")
             return
+        body = self.read_body()
+        if body is not None:
+            self._accept(body)
+
+    def read_body(self) -> bytes | None:
+        """The request's body; None if it was refused."""
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()):
-            self._refuse(411, "Content-Length is missing or is no number")
+            self.refuse(411, "Content-Length is missing or is no number")
         elif len(length) > 9 or int(length) > MAX_BODY_BYTES:
-            self._refuse(413, f"a report has at most {MAX_BODY_BYTES} bytes")
+            self.refuse(413, f"a body has at most {MAX_BODY_BYTES} bytes")
         else:
-            self._accept(self.rfile.read(int(length)))
+            return self.rfile.read(int(length))
+        return None
 
     def _accept(self, body: bytes) -> None:
         try:
             report = Progress.from_json(body)
         except ProgressError as error:
-            self._refuse(400, str(error))
+            self.refuse(400, str(error))
             return
         self.server.latest = replace(report, updated_at=time.time())
-        self._answer(204, b"")
+        self.answer(204, b"")
 
-    def _refuse(self, code: int, why: str) -> None:
-        self._answer(code, json.dumps({"error": why}).encode())
+    def refuse(self, code: int, why: str) -> None:
+        self.answer(code, json.dumps({"error": why}).encode())
 
-    def _answer(self, code: int, body: bytes) -> None:
+    def answer(self, code: int, body: bytes, kind: str = "application/json") -> None:
         self.send_response(code)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

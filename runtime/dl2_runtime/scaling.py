@@ -1,0 +1,323 @@
+"""How a job passes from one view to the next: all of it or none.
+
+    promise    every worker names a round that it will not begin before it hears the clock
+    clock      the clock is the latest of these rounds; workers go on up to it while servers prepare the plan
+    move       every worker stands at the clock: servers hand over the chunks that leave (or save a checkpoint)
+    commit     servers and workers take the new view and go on
+
+A server that died takes another way, for its round cannot be finished: workers tell which version of each lost chunk
+they hold (inventory), the newest copies are brought to their new homes, and every worker repeats the round there.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable
+
+from dl2_runtime import checkpoint, wire
+from dl2_runtime.job import Job, Member, counts
+from dl2_runtime.settings import SERVER, WORKER
+from dl2_runtime.view import View
+
+MAX_NOTES = 20
+
+log = logging.getLogger("dl2_runtime.coordinator")
+
+
+@dataclass
+class Transition:
+    view: View
+    reason: str
+    phase: str
+    waiting: set[str]
+    deadline: float
+    save: str | None = None  # folder
+    restore: str | None = None
+    step: int = 0  # the latest promise, or what servers say when there is no worker
+    state_parts: int = 0  # arrays beside each chunk
+    lost: tuple[int, ...] = ()
+    copies: dict[int, tuple[int, str]] = field(
+        default_factory=dict
+    )  # lost chunk -> newest version and its worker
+    then: Callable[[], None] | None = None  # after the commit
+
+
+class Scaling:
+    """Runs one transition at a time; `idle` says that the next may begin."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self.current: Transition | None = None
+        self.last: dict[str, Any] = {}
+        self.notes: deque[dict[str, Any]] = deque(maxlen=MAX_NOTES)  # what went wrong and what it cost
+        self.counts: Counter[str] = Counter()
+        self._saving: tuple[str, int, set[str], list[str]] | None = None
+
+    @property
+    def idle(self) -> bool:
+        return self.current is None
+
+    def note(self, what: str, **more: Any) -> None:
+        log.warning("%s", what)
+        self.notes.append({"at": time.time(), "what": what, **more})
+
+    # -- beginning --
+
+    def begin(
+        self,
+        view: View,
+        reason: str,
+        *,
+        save: bool = False,
+        restore: str | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """Start a transition at a scaling clock; without workers there is nobody to wait for."""
+        workers = self._job.workers
+        transition = self._start(view, reason, "promise", {m.id for m in workers})
+        transition.restore, transition.then = restore, then
+        transition.step = view.step
+        if save and self._job.settings.checkpoint_dir:
+            transition.save = "?"  # the folder is named after the clock
+        self._job.broadcast(workers, {"type": "prepare", "version": view.version})
+        self.advance()
+
+    def recover(self, view: View, lost: list[int], reason: str) -> None:
+        """Start a transition that gives lost chunks a new home."""
+        workers = self._job.workers
+        transition = self._start(view, reason, "inventory", {m.id for m in workers})
+        transition.lost = tuple(lost)
+        self._job.broadcast(
+            workers, {"type": "recover", "version": view.version, "lost": lost, "servers": dict(view.servers)}
+        )
+        self.advance()
+
+    def _start(self, view: View, reason: str, phase: str, waiting: set[str]) -> Transition:
+        assert self.current is None
+        deadline = time.monotonic() + self._job.settings.limit
+        self.current = Transition(view, reason, phase, waiting, deadline)
+        log.info("view %d: %s; waiting for %s", view.version, reason, sorted(waiting))
+        return self.current
+
+    # -- what members answer --
+
+    def heard(self, member: Member, message: wire.Message) -> None:
+        transition = self.current
+        if transition is None or message.get("version") != transition.view.version:
+            return
+        kind = message["type"]
+        if kind in ("promise", "planned"):
+            transition.step = max(transition.step, int(message["step"]))
+            transition.state_parts = max(transition.state_parts, int(message.get("parts", 0)))
+        elif kind == "inventory":
+            self._take_inventory(transition, member, message)
+        transition.waiting.discard(f"{kind} {member.id}" if kind == "planned" else member.id)
+        self.advance()
+
+    def _take_inventory(self, transition: Transition, member: Member, message: wire.Message) -> None:
+        for number, version in message["versions"]:
+            if version > transition.copies.get(int(number), (-1, ""))[0]:
+                transition.copies[int(number)] = (int(version), member.id)
+
+    def advance(self) -> None:
+        """Go on if nobody is waited for any more."""
+        transition = self.current
+        while transition is not None and not transition.waiting:
+            phase = transition.phase
+            if phase == "promise":
+                self._set_clock(transition)
+            elif phase == "inventory":
+                self._plan(transition, "plan", set())
+            elif phase == "clock":
+                self._move(transition)
+            else:
+                self._commit(transition)
+            transition = self.current
+
+    def member_gone(self, member: Member) -> None:
+        """A dead worker is not waited for; a dead server, or a newcomer that dies, undoes the transition."""
+        transition = self.current
+        if transition is None:
+            return
+        present = self._job.view
+        old_worker = member.role == WORKER and present is not None and member.id in present.workers
+        if not old_worker and (
+            member.id in transition.view.servers
+            or member.id in transition.view.workers
+            or (present is not None and member.id in present.servers)
+        ):
+            self.abort(f"{member.id} is gone")
+            return
+        transition.waiting.discard(member.id)
+        self.advance()
+
+    def expire(self, now: float) -> None:
+        transition = self.current
+        if transition is not None and now > transition.deadline:
+            names = ", ".join(sorted(transition.waiting))
+            self.abort(f"{names} did not answer within {self._job.settings.limit:g} s ({transition.phase})")
+
+    def abort(self, why: str) -> None:
+        """Undo: everyone forgets the planned view and goes on with the present one."""
+        transition, self.current = self.current, None
+        if transition is None:
+            return
+        self.counts["undone"] += 1
+        self.note(f"view {transition.view.version} ({transition.reason}) is undone: {why}")
+        present = [m for m in self._job.members.values() if m.state != "gone"]
+        self._job.broadcast(present, {"type": "abort", "version": transition.view.version})
+
+    # -- the phases --
+
+    def _set_clock(self, transition: Transition) -> None:
+        job = self._job
+        transition.view = replace(transition.view, step=transition.step)
+        workers = job.workers
+        if transition.save and job.settings.checkpoint_dir:
+            transition.save = str(checkpoint.folder_for(job.settings.checkpoint_dir, transition.step))
+        body = {"type": "clock", "step": transition.step, "view": transition.view.to_json()}
+        job.broadcast(workers, body)
+        if workers:  # newcomers fetch the parameters while the others finish the last round
+            newcomers = [job.members[n] for n in transition.view.workers if job.members[n].state == "new"]
+            present = job.view.to_json() if job.view else None
+            job.broadcast(newcomers, {**body, "keys": job.table.to_json(), "present": present})
+        self._plan(transition, "clock", {m.id for m in workers})
+
+    def _plan(self, transition: Transition, phase: str, waiting: set[str]) -> None:
+        """Tell servers what will move, so that they can connect and have memory at hand."""
+        job = self._job
+        transition.phase, transition.waiting = phase, waiting
+        outgoing, incoming = self._moves(transition.view)
+        sizes = job.sizes()
+        for name in self._concerned(transition):
+            reserve = Counter(sizes[n] for n in incoming.get(name, ()))
+            job.send(
+                name,
+                {
+                    "type": "plan",
+                    "view": transition.view.to_json(),
+                    "outgoing": outgoing.get(name, []),
+                    "incoming": len(incoming.get(name, ())),
+                    "reserve": [[size, n * (2 + transition.state_parts)] for size, n in reserve.items()],
+                    "restore": transition.restore,
+                    "fresh": not job.workers,
+                    "recovers": bool(transition.lost),
+                    "sums": job.sums,
+                },
+            )
+            waiting.add(f"planned {name}")
+
+    def _concerned(self, transition: Transition) -> list[str]:
+        """Every live server of the present and of the next view."""
+        present = list(self._job.view.servers) if self._job.view else []
+        names = dict.fromkeys([*present, *transition.view.servers])
+        return [name for name in names if self._job.alive(name)]
+
+    def _moves(self, view: View) -> tuple[dict[str, list[list[Any]]], dict[str, list[int]]]:
+        outgoing: dict[str, list[list[Any]]] = {}
+        incoming: dict[str, list[int]] = {}
+        present = self._job.view
+        for number, (old, new) in enumerate(zip(present.owners if present else (), view.owners)):
+            if old != new and self._job.alive(old):
+                outgoing.setdefault(old, []).append([number, new])
+                incoming.setdefault(new, []).append(number)
+        return outgoing, incoming
+
+    def _move(self, transition: Transition) -> None:
+        if not self._job.workers:  # nobody promised a round: the servers' own count is the clock
+            transition.view = replace(transition.view, step=transition.step)
+        outgoing, incoming = self._moves(transition.view)
+        transition.phase, transition.waiting = "move", set(incoming)
+        savers = set(self._job.view.servers) if transition.save and self._job.view else set()
+        if transition.save:
+            self._saving = (transition.save, transition.view.step, set(savers), sorted(savers))
+        for name in set(outgoing) | savers:
+            self._job.send(
+                name,
+                {
+                    "type": "move",
+                    "version": transition.view.version,
+                    "save": transition.save if name in savers else None,
+                },
+            )
+
+    def _commit(self, transition: Transition) -> None:
+        job = self._job
+        before, concerned = job.view, self._concerned(transition)
+        self.current = None
+        job.view = view = transition.view
+        body = {"type": "commit", "version": view.version, "view": view.to_json(), "step": view.step}
+        for name in concerned:
+            job.send(name, body)
+        if transition.lost:
+            donors = {str(n): [v, worker] for n, (v, worker) in transition.copies.items()}
+            body = {**body, "lost": list(transition.lost), "donors": donors}
+        names = dict.fromkeys([*(before.workers if before else ()), *view.workers])
+        job.broadcast([job.members[n] for n in names if job.alive(n)], body)
+        self._settle_members(view, before)
+        self.counts["committed"] += 1
+        if (
+            before is None
+            or set(before.workers) != set(view.workers)
+            or set(before.servers) != set(view.servers)
+        ):
+            self.last = {
+                "from": counts(before),
+                "to": counts(view),
+                "step": view.step,
+                "pause_ms": 0.0,
+                "reason": transition.reason,
+                "version": view.version,
+                "time": time.time(),
+            }
+        log.info("view %d from round %d: %s", view.version, view.step, transition.reason)
+        if transition.then is not None:
+            transition.then()
+
+    def _settle_members(self, view: View, before: View | None) -> None:
+        """Newcomers are active now; those whom the view left out are released."""
+        for name in (*view.workers, *view.servers):
+            if self._job.alive(name):
+                self._job.members[name].state = "active"
+        left = [*before.workers, *before.servers] if before else []
+        for name in left:
+            if name not in view.workers and name not in view.servers and self._job.alive(name):
+                self._job.send(name, {"type": "release"})
+                self._job.members[name].state = "gone"
+
+    def resumed(self, message: wire.Message) -> None:
+        """A worker says how long the transition held it up; the longest counts."""
+        if message.get("version") == self.last.get("version"):
+            self.last["pause_ms"] = max(self.last["pause_ms"], round(float(message["pause_ms"]), 3))
+
+    # -- checkpoints --
+
+    @property
+    def saving(self) -> bool:
+        return self._saving is not None
+
+    def saved(self, member: Member, message: wire.Message) -> None:
+        """A server's part is on disk; with the last one the checkpoint becomes valid."""
+        if self._saving is None or message.get("folder") != self._saving[0]:
+            return
+        folder, step, waiting, parts = self._saving
+        if message.get("error"):
+            self._saving = None
+            self.note(f"checkpoint {folder} failed on {member.id}: {message['error']}")
+            return
+        waiting.discard(member.id)
+        if not waiting:
+            self._saving = None
+            try:
+                checkpoint.complete(folder, step, self._job.table.to_json(), parts)
+                self.counts["checkpoints"] += 1
+            except OSError as error:
+                self.note(f"checkpoint {folder} failed: {error}")
+
+    def saver_gone(self, member: Member) -> None:
+        if self._saving is not None and member.role == SERVER and member.id in self._saving[2]:
+            self.note(f"checkpoint {self._saving[0]} failed: {member.id} is gone")
+            self._saving = None

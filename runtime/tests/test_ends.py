@@ -1,0 +1,98 @@
+"""How members leave and jobs end: pods deleted one by one, whole jobs evicted, readiness, what HTTP says."""
+
+from __future__ import annotations
+
+import signal
+import urllib.error
+
+import pytest
+from harness import Cluster, wait_for
+from test_job import alone, assert_same
+
+from dl2_runtime.checkpoint import latest
+
+LONG = ("--steps", "100000", "--seconds", "0.02")
+
+
+def test_sigterm_to_one_server_and_one_worker_makes_them_leave_at_a_clock(tmp_path):
+    with Cluster(tmp_path, DL2_WORKERS="2", DL2_SERVERS="2") as job:
+        options = ("--steps", "120", "--seconds", "0.02")
+        servers = [job.server(n) for n in range(2)]
+        workers = [job.worker(n, *options) for n in range(2)]
+        job.await_step(5)
+        servers[1].signal(signal.SIGTERM)
+        assert servers[1].wait() == 0
+        workers[1].signal(signal.SIGTERM)
+        assert workers[1].wait() == 0
+        last = job.await_size(1, 1)["last_scaling"]
+        assert (last["from"]["workers"], last["to"]) == (2, {"workers": 1, "servers": 1})
+        assert set(last) >= {"time", "from", "to", "pause_ms", "reason"}
+        assert [workers[0].wait(), servers[0].wait()] == [0, 0]
+        assert_same(job.parameters(0), alone(120))
+
+
+def test_sigterm_to_everybody_ends_in_a_checkpoint_that_a_new_job_goes_on_from(tmp_path):
+    saved = tmp_path / "saved"
+    with Cluster(tmp_path / "first", DL2_WORKERS="2", DL2_SERVERS="2", DL2_CHECKPOINT_DIR=str(saved)) as job:
+        for n in range(2):
+            job.server(n)
+            job.worker(n, *LONG)
+        job.await_step(5)
+        for process in job.processes.values():
+            process.signal(signal.SIGTERM)
+        assert [process.wait(25) for process in job.processes.values()] == [0] * 5
+    step = latest(saved)[1]
+    assert step >= 5
+    with Cluster(tmp_path / "second", DL2_CHECKPOINT_DIR=str(saved)) as job:
+        job.server(0)
+        worker = job.worker(0, "--steps", str(step + 10))
+        assert worker.wait() == 0
+        assert f'"joined": {step}' in worker.text()
+        assert_same(job.parameters(0), alone(step + 10))
+
+
+def test_sigterm_ends_a_process_that_waits_for_a_coordinator_that_is_gone(tmp_path):
+    with Cluster(tmp_path, DL2_GRACE_SECONDS="1") as job:
+        server, worker = job.server(0), job.worker(0, *LONG)
+        job.await_step(2)
+        job.processes["coordinator#1"].kill()
+        for process in (server, worker):
+            process.signal(signal.SIGTERM)
+        assert [server.wait(), worker.wait()] == [143, 143]
+
+
+def test_a_coordinator_ends_with_its_job(tmp_path):
+    with Cluster(tmp_path) as job:
+        job.server(0)
+        job.worker(0, "--steps", "5")
+        assert [process.wait() for process in job.processes.values()] == [0, 0, 0]
+
+
+def test_the_ready_file_is_there_while_a_member_is_in_the_view(tmp_path):
+    ready = [tmp_path / "server", tmp_path / "worker"]
+    with Cluster(tmp_path / "job") as job:
+        server = job.server(0, DL2_READY_FILE=str(ready[0]))
+        assert job.status()["members"] == [] or not ready[0].exists()
+        wait_for("the server is known", lambda: job.status()["members"])
+        assert not ready[0].exists()  # there is no view yet
+        worker = job.worker(
+            0, "--steps", "100", "--seconds", "0.02", environ={"DL2_READY_FILE": str(ready[1])}
+        )
+        wait_for("both are ready", lambda: all(file.exists() for file in ready))
+        assert [worker.wait(), server.wait()] == [0, 0]
+        assert not any(file.exists() for file in ready)
+
+
+def test_status_carries_progress_and_members(tmp_path):
+    with Cluster(tmp_path) as job:
+        server = job.server(0)
+        worker = job.worker(0, *LONG)
+        job.await_step(3)
+        status = job.status()
+        assert set(status) >= {"epoch", "step", "steps_per_second", "updated_at", "metrics", "last_scaling"}
+        assert sorted(member["role"] for member in status["members"]) == ["server", "worker"]
+        assert "dl2_runtime_workers 1\n" in job.http("/metrics")
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            job.http("/v1/scale", {"workers": 2}, token="wrong")
+        assert worker.popen.poll() is None
+        assert server.popen.poll() is None

@@ -1,0 +1,70 @@
+"""Whole jobs of real processes: what they compute does not depend on who takes part."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import trainee
+from harness import Cluster
+
+from dl2_runtime.optimizers import Rule, apply
+
+
+def alone(steps: int, big: int = 100_000, rule: str = "sgd", momentum: float = 0.9):
+    """The same training without any runtime."""
+    parameters = trainee.initial(big)
+    features, targets = trainee.data()
+    used = Rule(
+        "sgd" if rule == "sum" else rule,
+        lr=0.05,
+        wd=0.0 if rule == "sum" else 0.01,
+        momentum=momentum if rule == "sgd" else 0.0,
+        rescale_grad=1 / trainee.BATCH,
+    )
+    states = {name: {} for name in parameters}
+    per_epoch = trainee.EXAMPLES // trainee.BATCH
+    for step in range(steps):
+        epoch, number = divmod(step, per_epoch)
+        order = np.arange(trainee.EXAMPLES)
+        np.random.RandomState(epoch).shuffle(order)
+        mine = order[number * trainee.BATCH : (number + 1) * trainee.BATCH]
+        grads = trainee.gradients(parameters, features, targets, mine, step, 0)
+        for name, grad in grads.items():
+            apply(used, name, parameters[name], grad.astype(float), states[name], step + 1)
+    return parameters
+
+
+def assert_same(found, expected, tolerance: float = 1e-9) -> None:
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adam", "sum"])
+def test_two_workers_and_two_servers_compute_what_one_process_does(tmp_path, rule):
+    with Cluster(tmp_path, DL2_WORKERS="2", DL2_SERVERS="2") as job:
+        servers = [job.server(0), job.server(1)]
+        workers = [job.worker(n, "--steps", "12", "--rule", rule) for n in range(2)]
+        assert [process.wait() for process in (*workers, *servers)] == [0, 0, 0, 0]
+        for n in range(2):
+            assert_same(job.parameters(n), alone(12, rule=rule))
+
+
+@pytest.mark.parametrize("rule", ["sgd"])  # "sum" is not reliable yet: see the README
+def test_members_come_and_go_while_the_job_trains(tmp_path, rule):
+    with Cluster(tmp_path) as job:
+        steps = "120"
+        options = ("--steps", steps, "--seconds", "0.02", "--rule", rule)
+        job.server(0)
+        first = job.worker(0, *options)
+        job.await_size(1, 1)
+        job.await_step(5)
+        others = [job.worker(1, *options), job.server(1), job.server(2), job.worker(2, *options)]
+        status = job.await_size(3, 3)
+        assert status["last_scaling"]["to"] == {"workers": 3, "servers": 3}
+        job.scale(workers=2, servers=1)
+        status = job.await_size(2, 1)
+        assert status["last_scaling"]["from"] == {"workers": 3, "servers": 3}
+        assert [process.wait() for process in others[1:]] == [0, 0, 0]
+        assert [first.wait(), others[0].wait()] == [0, 0]
+        assert_same(job.parameters(0), alone(int(steps), rule=rule))
+        assert_same(job.parameters(1), alone(int(steps), rule=rule))

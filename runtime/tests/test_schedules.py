@@ -1,0 +1,45 @@
+"""Whatever joins, leaves and crashes: the parameters are those of a run that nobody disturbed."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from pathlib import Path
+
+from harness import Cluster
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_job import alone, assert_same
+
+STEPS = 90
+events = st.lists(
+    st.sampled_from(["+worker", "+server", "-worker", "-server", "crash"]), min_size=2, max_size=4
+)
+
+
+def play(job: Cluster, schedule: list[str]) -> None:
+    """Member 0 of each role stays; others come and go, a few rounds apart. Without momentum no crash costs anything."""
+    options = ("--steps", str(STEPS), "--seconds", "0.02", "--big", "40000", "--momentum", "0")
+    crew = {"worker": [job.worker(0, *options)], "server": [job.server(0)]}
+    job.await_step(2)
+    for number, event in enumerate(schedule, 1):
+        role = "worker" if event == "crash" else event[1:]
+        if event[0] == "+":
+            start = job.worker if role == "worker" else job.server
+            crew[role].append(start(number, *(options if role == "worker" else ())))
+        elif len(crew[role]) > 1:
+            crew[role].pop().signal(signal.SIGKILL if event == "crash" else signal.SIGTERM)
+        job.await_step(2 + 8 * number)
+    assert [process.wait() for process in (*crew["worker"], *crew["server"])] == [0] * sum(
+        map(len, crew.values())
+    )
+
+
+@given(events)
+@settings(
+    max_examples=3, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+def test_any_schedule_ends_with_the_parameters_of_an_undisturbed_run(schedule):
+    with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder)) as job:
+        play(job, schedule)
+        assert_same(job.parameters(0), alone(STEPS, big=40000, momentum=0.0))
