@@ -182,7 +182,11 @@ class Coordinator:
         if self._rebuilding_until is not None:
             member.state = "active"
             member.ready = True
-            if job.view is None or view.version > job.view.version:
+            # Of the same view workers know more: parameters declared since it began have a home there.
+            if job.view is None or (view.version, len(view.owners)) > (
+                job.view.version,
+                len(job.view.owners),
+            ):
                 job.view = view
             keys = [Key.from_json(body) for body in message.get("keys", ())]
             if len(keys) > len(job.table.keys):
