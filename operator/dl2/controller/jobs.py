@@ -195,6 +195,16 @@ def _owner(view: JobView) -> dict[str, Any]:
     }
 
 
+def _owned(view: JobView, name: str) -> dict[str, Any]:
+    """Metadata of what goes with its job."""
+    return {
+        "name": name,
+        "namespace": view.entry.namespace,
+        "labels": {names.LABEL_JOB: view.entry.name},
+        "ownerReferences": [_owner(view)],
+    }
+
+
 def group_spec(job: DLJob, roles: Sequence[Role]) -> dict[str, Any]:
     """The spec of the one PodGroup that a DLJob owns."""
     spec: dict[str, Any] = {
@@ -327,12 +337,7 @@ def _secret(view: JobView, name: str) -> Write:
     body = {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": {
-            "name": name,
-            "namespace": view.entry.namespace,
-            "labels": {names.LABEL_JOB: view.entry.name},
-            "ownerReferences": [_owner(view)],
-        },
+        "metadata": _owned(view, name),
         "immutable": True,
         "data": {"token": base64.b64encode(view.token.encode()).decode()},
     }
@@ -345,12 +350,7 @@ def _native_gang(view: JobView, roles: Sequence[Role]) -> Write:
     body = {
         "apiVersion": NATIVE_POD_GROUPS.api_version,
         "kind": "PodGroup",
-        "metadata": {
-            "name": view.entry.name,
-            "namespace": view.entry.namespace,
-            "labels": {names.LABEL_JOB: view.entry.name},
-            "ownerReferences": [_owner(view)],
-        },
+        "metadata": _owned(view, view.entry.name),
         "spec": {"schedulingPolicy": {"gang": {"minCount": least}}},
     }
     return Write(Verb.APPLY, NATIVE_POD_GROUPS, view.entry.namespace, view.entry.name, view.entry.key, body)
@@ -399,12 +399,7 @@ def _service(view: JobView) -> Write:
     body = {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {
-            "name": view.entry.name,
-            "namespace": view.entry.namespace,
-            "labels": {names.LABEL_JOB: view.entry.name},
-            "ownerReferences": [_owner(view)],
-        },
+        "metadata": _owned(view, view.entry.name),
         **view.framework.service(view.job),
     }
     return Write(Verb.CREATE, SERVICES, view.entry.namespace, view.entry.name, view.entry.key, body)
