@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -68,11 +69,18 @@ def run(
         raise typer.BadParameter(f"{listen!r} is not HOST:PORT", param_hint="--listen")
     operator = Operator(Credentials(kubeconfig, context), settings, host or "127.0.0.1", int(port))
     lease = Lease.lasting(lease_seconds, lease_namespace) if leader_elect else None
+    _collect_rarely()
     try:
         asyncio.run(operator.main(lease))
     except (OSError, ApiError, RuntimeError) as exc:
         log.error("the operator cannot run", error=str(exc))
         raise typer.Exit(1) from None
+
+
+def _collect_rarely() -> None:
+    """The store is large, long-lived and has no cycles: walking through all of it again and again finds nothing."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 class Operator:

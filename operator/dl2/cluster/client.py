@@ -12,7 +12,8 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies_environment, proxy_bypass_environment
 
 import aiohttp
 import orjson
@@ -88,7 +89,17 @@ async def _load(credentials: Credentials) -> k8s.Configuration:
         )
     configuration.connection_pool_maxsize = 64
     configuration.retries = None  # the loop is level-triggered: it decides what to send again
+    configuration.proxy = configuration.proxy or _proxy_for(configuration.host)
+    configuration.client_session_kwargs = {"trust_env": False}  # would look for a proxy with every request
     return configuration
+
+
+def _proxy_for(url: str) -> str | None:
+    """What the environment (HTTPS_PROXY, NO_PROXY) says about the way to the API server."""
+    parts = urlsplit(url)
+    if proxy_bypass_environment(parts.netloc):
+        return None
+    return getproxies_environment().get(parts.scheme)
 
 
 class KubeClient:

@@ -14,6 +14,7 @@ from dl2.web.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 _ESTIMATES_EVERY = 5.0  # seconds between two passes that only move estimates
+_READING_SHARE = 0.05  # of the time may go into reading why groups wait
 
 
 class Decisions:
@@ -22,7 +23,7 @@ class Decisions:
     def __init__(self, world: World, metrics: Metrics, waits_every: float) -> None:
         self._world, self._metrics, self._waits_every = world, metrics, waits_every
         self._cache = Cache()
-        self._decided_at = self._read_at = 0.0
+        self._decided_at = self._read_again_at = 0.0
         self._unread = False  # the reasons to wait are from an earlier plan
         self._actions: dict[Key, Decision] = {}  # of the present plan
         self._waits: dict[Key, Decision] = {}
@@ -54,16 +55,30 @@ class Decisions:
             self._metrics.decide.observe(time.perf_counter() - started)
             world.news = world.small_news = False
             changed, self._unread = self._note_actions(), True
-        if self._unread and now - self._read_at >= self._waits_every:
-            changed |= self._read_waits()
-            self._read_at, self._unread = now, False
+        return changed
+
+    def retold(self) -> set[Key]:
+        """Read, now and then, why groups wait and where in their queue: returns those of which it has changed."""
+        now = time.time()
+        if not self._unread or now < self._read_again_at:
+            return set()
+        started = time.perf_counter()
+        waits = {d.key: d for d in self.plan.decisions if d.action is Action.WAIT}
+        changed = {key for key, decision in waits.items() if self._waits.get(key) != decision}
+        for key in changed:
+            before = self._waits.get(key)
+            if before is None or before.reason != waits[key].reason:
+                self._log(waits[key])
+        self._waits, self._unread = waits, False
+        cost = time.perf_counter() - started
+        self._read_again_at = now + max(self._waits_every, cost / _READING_SHARE)
         return changed
 
     def wake_at(self) -> float | None:
         """When time alone makes it worth to look again (seconds since the epoch)."""
         times = [self.plan.wake_at]
         if self._unread:
-            times.append(self._read_at + self._waits_every)
+            times.append(self._read_again_at)
         if self._world.small_news:
             times.append(self._decided_at + _ESTIMATES_EVERY)
         return min((at for at in times if at is not None), default=None)
@@ -78,17 +93,6 @@ class Decisions:
         over = self._actions.keys() - new.keys()
         self._actions = new
         return fresh | over
-
-    def _read_waits(self) -> set[Key]:
-        """Why groups wait, and where in their queue: nobody needs to know that at once."""
-        waits = {d.key: d for d in self.plan.decisions if d.action is Action.WAIT}
-        changed = {key for key, decision in waits.items() if self._waits.get(key) != decision}
-        for key in changed:
-            before = self._waits.get(key)
-            if before is None or before.reason != waits[key].reason:
-                self._log(waits[key])
-        self._waits = waits
-        return changed
 
     def _log(self, decision: Decision) -> None:
         group = self._world.group(decision.key)

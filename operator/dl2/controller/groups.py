@@ -68,7 +68,7 @@ def _is_news_for_people_only(view: GroupView, status: Mapping[str, Any]) -> bool
     ):
         return True
     idle = not view.pods and not view.job_uid and not conditions.is_true(before, GroupCondition.ADMITTED)
-    return idle and view.decision is not None and view.decision.action is Action.WAIT
+    return idle and (view.decision is None or view.decision.action is Action.WAIT)
 
 
 # -- pods -------------------------------------------------------------------------------------------------------

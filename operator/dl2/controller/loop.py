@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterable
-from itertools import count
+from itertools import count, islice
 from secrets import token_hex
 
 import structlog
@@ -22,9 +22,9 @@ from dl2.controller import groups, jobs, misconfigured, queues
 from dl2.controller.decisions import Decisions
 from dl2.controller.frameworks import framework_of
 from dl2.controller.outcome import Outcome
+from dl2.controller.pace import Pace
 from dl2.controller.progress import ProgressCollector, Source
 from dl2.controller.settings import Settings
-from dl2.controller.softwrites import SoftWrites
 from dl2.controller.sources import progress_source
 from dl2.controller.world import World
 from dl2.scheduling.snapshot import Key
@@ -52,8 +52,10 @@ class Controller:
         )
         self._world = World(store, self.applier)
         self._decisions = Decisions(self._world, metrics, settings.waits_seconds)
-        self._soft = SoftWrites(self.applier, settings.soft_writes_per_second, settings.soft_write_interval)
+        self._pace = Pace(settings.soft_writes_per_second)
         self._due: dict[Key, None] = {}  # names to be looked at, the longest waiting first
+        self._later: dict[Key, None] = {}  # the same, of those where only people want to know
+        self._told: dict[Key, float] = {}  # when that was written last (monotonic)
         self._wakes: dict[Key, float] = {}
         self._passes = count(1)
         self._pass_seconds = 0.0
@@ -89,13 +91,11 @@ class Controller:
         with structlog.contextvars.bound_contextvars(decision=identity):
             self._due |= dict.fromkeys(self._take_dirty(now))  # they stay due, should deciding fail
             self._due |= dict.fromkeys(self._decisions.renew(now))
+            self._later |= dict.fromkeys(self._decisions.retold())
             self._keep_all(now)
-            for entry, outcome in queues.reconcile(
-                self._store, self._decisions.plan, self._world.capacity, now
-            ):
-                self._soft.drop(TENANT_QUEUES, entry.key)
-                self._carry_out(entry.key, outcome)
-            self._soft.send()
+            for entry in self._store.all(TENANT_QUEUES):
+                self._keep_queue(entry.key, now)
+            self._tell(now)
             self._due |= dict.fromkeys(self.applier.settle_due())
             self._export()
         self.last_pass = time.monotonic()
@@ -130,14 +130,29 @@ class Controller:
             return 0
         return 1 if self._decisions.acts_on(key) else 2
 
-    def _keep(self, key: Key, now: float) -> None:
-        """Bring one name's DLJob and PodGroup forward. An error here is that object's alone."""
-        if not key.namespace:
-            return  # a queue: every pass looks at all of them
+    def _tell(self, now: float) -> None:
+        """Write what only people want to know, as the pace allows: of each object once in a while, in turn."""
+        clock, interval = time.monotonic(), self._settings.soft_write_interval
+        self._told = {key: at for key, at in self._told.items() if clock - at < interval}
+        ready = (key for key in tuple(self._later) if key not in self._told)
+        for key in islice(ready, self._pace.allows()):
+            if self.applier.half_full:
+                return
+            del self._later[key]
+            self._told[key] = clock
+            self._keep(key, now, tell=True)
+
+    def _keep(self, key: Key, now: float, tell: bool = False) -> None:
+        """Bring one name's DLJob and PodGroup forward, or one queue. An error here is that object's alone.
+
+        `tell`: what only people want to know is written too, and not put off.
+        """
+        if not key.namespace:  # every pass looks at all queues
+            if tell:
+                self._keep_queue(key, now, tell)
+            return
         group, job = self._store.get(POD_GROUPS, *key), self._store.get(DL_JOBS, *key)
         self._wakes.pop(key, None)
-        for resource in (POD_GROUPS, DL_JOBS):
-            self._soft.drop(resource, key)
         if group is None and job is None:
             self.applier.forget(key)
             return
@@ -148,9 +163,9 @@ class Controller:
         with structlog.contextvars.bound_contextvars(job=str(key), queue=known.queue if known else ""):
             try:
                 if job is not None:
-                    self._carry_out(key, self._keep_job(job, group, now))
+                    self._carry_out(key, self._keep_job(job, group, now), tell)
                 if group is not None:
-                    self._carry_out(key, self._keep_group(group, job, now))
+                    self._carry_out(key, self._keep_group(group, job, now), tell)
             except Exception:
                 log.exception("object cannot be kept")
                 self._wakes[key] = now + _BROKEN_SECONDS
@@ -201,15 +216,26 @@ class Controller:
         )
         return groups.reconcile(view)
 
-    def _carry_out(self, key: Key, outcome: Outcome) -> None:
+    def _keep_queue(self, key: Key, now: float, tell: bool = False) -> None:
+        entry = self._store.get(TENANT_QUEUES, *key)
+        if entry is not None:
+            outcome = queues.reconcile(entry, self._decisions.plan, self._world.capacity, now)
+            self._carry_out(key, outcome, tell)
+
+    def _carry_out(self, key: Key, outcome: Outcome, tell: bool) -> None:
         for write in outcome.writes:
             if self.applier.full:
                 self._due[key] = None
                 break
-            if self.applier.submit(write) and write.resource is POD_GROUPS:
-                self._store.dirty.add(write.owner)  # from now on the assumed status counts
+            if self.applier.submit(write):
+                self._pace.count()
+                if write.resource is POD_GROUPS:
+                    self._store.dirty.add(write.owner)  # from now on the assumed status counts
         for write in outcome.soft_writes:
-            self._soft.put(write)
+            if not tell:
+                self._later[key] = None
+            elif self.applier.submit(write):
+                self._pace.spend()
         for notice in outcome.notices:
             self.recorder.post(notice.resource, notice.entry, notice.reason, notice.message, notice.warning)
         if outcome.wake_at is not None:
@@ -220,7 +246,7 @@ class Controller:
         retry = self.applier.next_retry()
         if retry is not None:
             delays.append(retry - time.monotonic())
-        if self._soft.waiting or self._due:
+        if self._later or self._due:
             delays.append(_SOFT_RETRY)
         return max(_SHORTEST_WAIT, min(delays)) if delays else None
 

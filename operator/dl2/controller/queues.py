@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from dl2.api import conditions
 from dl2.api.names import QueueCondition
 from dl2.cluster.resources import TENANT_QUEUES
-from dl2.cluster.store import Entry, Store
+from dl2.cluster.store import Entry
 from dl2.controller.outcome import Outcome, put_status
 from dl2.scheduling.plan import Plan, QueueState, Usage
 from dl2.scheduling.quantities import format_quantity
@@ -16,17 +16,13 @@ from dl2.scheduling.quantities import format_quantity
 OWNED = ("observedGeneration", "pending", "admitted", "dominant", "resources", "conditions")
 
 
-def reconcile(
-    store: Store, plan: Plan, totals: Mapping[str, int], now: float
-) -> Iterator[tuple[Entry, Outcome]]:
+def reconcile(entry: Entry, plan: Plan, totals: Mapping[str, int], now: float) -> Outcome:
     """`totals`: what percentages are of, the cluster's capacity."""
-    for entry in store.all(TENANT_QUEUES):
-        state = plan.queues.get(entry.name)
-        if state is None and not entry.error:
-            continue
-        outcome = Outcome()
+    outcome = Outcome()
+    state = plan.queues.get(entry.name)
+    if state is not None or entry.error:
         put_status(outcome, TENANT_QUEUES, entry, _status(entry, state or QueueState(), totals, now), OWNED)
-        yield entry, outcome
+    return outcome
 
 
 def _status(entry: Entry, state: QueueState, totals: Mapping[str, int], now: float) -> dict[str, Any]:

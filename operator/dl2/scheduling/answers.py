@@ -111,6 +111,7 @@ class Answers(Sequence[Decision]):
         last = started[-1] if started else -1
         position = 0
         ahead = self._estimates.ahead()
+        told: dict[tuple[int, int], Answer] = {}
         for n, (_, item) in enumerate(everyone):
             if self._starts(item):
                 action = self._action(self._runs[item.key])
@@ -118,7 +119,7 @@ class Answers(Sequence[Decision]):
                 yield action
                 continue
             position += 1
-            reason, message = self._reason(item)
+            reason, message = self._reason(item, told)
             start, certain = self._estimates.start(item, ahead)
             yield Decision(
                 item.key, Action.WAIT, reason, message, position,
@@ -130,16 +131,19 @@ class Answers(Sequence[Decision]):
         run = self._runs.get(item.key)
         return run is not None and run.started
 
-    def _reason(self, item: Item) -> Answer:
+    def _reason(self, item: Item, told: dict[tuple[int, int], Answer]) -> Answer:
+        """`told`: sentences made already, by leaf and shape."""
         group = item.group
         if group.requeue_at > self._now:
             seconds = round(group.requeue_at - self._now)
             return Reason.BACKING_OFF, f"evicted {group.evictions} times; tries again in {seconds} s"
         if item.key in self._runs:
             return Reason.WAITING_FOR_PREEMPTION, _PROMISED
-        blocked = self._why.get((item.leaf.index, item.shape.number))
-        if blocked is not None:
-            return blocked.answer()
+        kind = item.leaf.index, item.shape.number
+        if kind not in told and kind in self._why:
+            told[kind] = self._why[kind].answer()
+        if kind in told:
+            return told[kind]
         if item.leaf.strict:
             return Reason.WAITING_FOR_QUOTA, f'behind the head of queue "{group.queue}" (StrictFIFO)'
         return Reason.WAITING_FOR_QUOTA, "gave way to a queue with a better right to the room"
