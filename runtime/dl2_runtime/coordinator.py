@@ -531,7 +531,7 @@ class Coordinator:
         if job.newcomers(WORKER):
             return False
         done = [m for m in job.live(WORKER, "gone") if m.done]
-        finished = not job.workers and any(m.step >= self.step for m in done)
+        finished = any(m.step >= self.step for m in done) and all(m.leaving for m in job.workers)
         stopping = job.workers and (
             all(m.leaving for m in job.workers) or all(m.leaving for m in job.servers)
         )
@@ -545,16 +545,16 @@ class Coordinator:
                 )
                 return True
         if not self.scaling.saving:
-            self.release()
+            self.release(finished)
         return True
 
-    def release(self) -> None:
-        """Send everyone home."""
+    def release(self, finished: bool = False) -> None:
+        """Send everyone home; `finished`: because the training is done."""
         for member in list(self.job.members.values()):
             if member.state != "gone":
-                self._send(member.id, {"type": "release"})
+                self._send(member.id, {"type": "release", "finished": finished})
                 member.state = "gone"
-        self.state = "finished"
+        self.state = "finished" if finished else "stopped"
         self.reactor.stopped = True
 
     def _fail(self, why: str) -> None:

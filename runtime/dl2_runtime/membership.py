@@ -11,6 +11,7 @@ from typing import Any, Callable, Mapping
 from dl2_runtime import wire
 from dl2_runtime.control import Control
 from dl2_runtime.settings import Settings
+from dl2_runtime.signals import TERMINATED
 from dl2_runtime.view import Key, View
 
 DIAL_SECONDS = 5.0
@@ -26,10 +27,12 @@ class RuntimeLost(RuntimeError):
 
 
 class Left(SystemExit):
-    """This worker has left the job at a scaling clock. Not caught, it ends the process with success."""
+    """This worker is not part of the job any more. Not caught, it ends the process: with success if the training is
+    finished, else with status 143, so that nobody takes a worker that was sent away for one that is done.
+    """
 
-    def __init__(self) -> None:
-        super().__init__(0)
+    def __init__(self, finished: bool) -> None:
+        super().__init__(0 if finished else TERMINATED)
 
 
 class Membership:
@@ -64,7 +67,7 @@ class Membership:
         self._recoveries: list[wire.Message] = []
         self._dialled: dict[str, socket.socket] = {}
         self._steps: Mapping[str, int] = {}
-        self._released = False
+        self._released = self._finished = False
         self._leaving = False
         self._error: str | None = None
 
@@ -108,7 +111,7 @@ class Membership:
         if self._error:
             raise RuntimeLost(self._error)
         if self._released:
-            raise Left
+            raise Left(self._finished)
 
     # -- the caller's thread --
 
@@ -131,8 +134,6 @@ class Membership:
         with self._changed:
             while not self._replies:
                 self.check()
-                if self._released:
-                    raise Left
                 if not self._changed.wait(max(0.0, deadline - time.monotonic())):
                     raise RuntimeLost(
                         f"{self.id} waited {self._settings.limit:g} s to join: are there servers, and does the first "
@@ -158,8 +159,8 @@ class Membership:
             self.check()
             if self._recoveries:
                 return
-            if self._released or self.id not in self.view.workers:
-                raise Left
+            if self.id not in self.view.workers:
+                raise Left(self._finished)
             self.claimed = self.claimed or claim
             self._report_pause()
 
@@ -312,7 +313,7 @@ class Membership:
         self._replies.append(message)
 
     def _on_release(self, message: wire.Message) -> None:
-        self._released = True
+        self._released, self._finished = True, bool(message.get("finished"))
 
     def _on_refused(self, message: wire.Message) -> None:
         self._error = str(message.get("error"))

@@ -11,36 +11,40 @@ from dl2_runtime.coordinator import Coordinator
 from dl2_runtime.progress import PORT
 from dl2_runtime.server import Server
 from dl2_runtime.settings import COORDINATOR, SERVER, Settings
-from dl2_runtime.signals import on_sigterm
+from dl2_runtime.signals import TERMINATED, on_sigterm
 from dl2_runtime.web import Web
 
 log = logging.getLogger("dl2_runtime")
 
 
-def run_coordinator(settings: Settings) -> None:
+def run_coordinator(settings: Settings) -> bool:
     port = settings.coordinator.rpartition(":")[2]
     coordinator = Coordinator(settings)
     on_sigterm(lambda: coordinator.reactor.call(coordinator.stop), settings)
     with Web(settings, int(port) if port.isdigit() else PORT, coordinator) as web:
         print(f"coordinator of {settings.job} on port {web.port}", flush=True)
         coordinator.run()
+    return coordinator.state == "finished"
 
 
-def run_server(settings: Settings) -> None:
+def run_server(settings: Settings) -> bool:
     server = Server(settings)
     on_sigterm(server.leave, settings)
     print(f"server {settings.index} of {settings.job} on port {server.port}", flush=True)
     server.run()
+    return server.finished
 
 
-def run(settings: Settings) -> None:
-    """Serve as a coordinator or a server until the job is over. Raises RuntimeError if it failed."""
+def run(settings: Settings) -> bool:
+    """Serve as a coordinator or a server until the job lets us go. Raises RuntimeError if it failed.
+
+    Returns whether the training is finished; else the job was stopped, or goes on without us.
+    """
     if settings.role == COORDINATOR:
-        run_coordinator(settings)
-    elif settings.role == SERVER:
-        run_server(settings)
-    else:
-        raise ValueError("DL2_ROLE is worker: a worker runs the training script")
+        return run_coordinator(settings)
+    if settings.role == SERVER:
+        return run_server(settings)
+    raise ValueError("DL2_ROLE is worker: a worker runs the training script")
 
 
 def enter(environ: Mapping[str, str] = os.environ) -> None:
@@ -61,8 +65,7 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
         settings = Settings.from_environ(environ)
         if not settings.token:
             log.warning("no DL2_TOKEN_FILE: only this machine may connect")
-        run(settings)
+        return 0 if run(settings) else TERMINATED
     except (ValueError, OSError, RuntimeError) as error:
         log.error("%s", error)
         return 1
-    return 0

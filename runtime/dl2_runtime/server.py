@@ -52,6 +52,7 @@ class Server:
             lost=self._lost,
             tick=lambda: None,
         )
+        self.finished = False  # the training is: else we were sent away, or the job was stopped
         self.port = self._reactor.listen(settings.bind, settings.port)
         self._control = Control(
             settings, self._hello, lambda m: self._reactor.call(lambda: self._heard(m)), dict
@@ -233,6 +234,7 @@ class Server:
         self._recount()
 
     def _on_release(self, message: wire.Message) -> None:
+        self.finished = bool(message.get("finished"))
         self._reactor.stopped = True
 
     def _on_refused(self, message: wire.Message) -> None:

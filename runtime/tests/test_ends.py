@@ -21,9 +21,9 @@ def test_sigterm_to_one_server_and_one_worker_makes_them_leave_at_a_clock(tmp_pa
         workers = [job.worker(n, *options) for n in range(2)]
         job.await_step(5)
         servers[1].signal(signal.SIGTERM)
-        assert servers[1].wait() == 0
+        assert servers[1].wait() == 143
         workers[1].signal(signal.SIGTERM)
-        assert workers[1].wait() == 0
+        assert workers[1].wait() == 143
         last = job.await_size(1, 1)["last_scaling"]
         assert (last["from"]["workers"], last["to"]) == (2, {"workers": 1, "servers": 1})
         assert set(last) >= {"time", "from", "to", "pause_ms", "reason"}
@@ -40,7 +40,7 @@ def test_sigterm_to_everybody_ends_in_a_checkpoint_that_a_new_job_goes_on_from(t
         job.await_step(5)
         for process in job.processes.values():
             process.signal(signal.SIGTERM)
-        assert [process.wait(25) for process in job.processes.values()] == [0] * 5
+        assert [process.wait(25) for process in job.processes.values()] == [143] * 5
     step = latest(saved)[1]
     assert step >= 5
     with Cluster(tmp_path / "second", DL2_CHECKPOINT_DIR=str(saved)) as job:
@@ -49,6 +49,16 @@ def test_sigterm_to_everybody_ends_in_a_checkpoint_that_a_new_job_goes_on_from(t
         assert worker.wait() == 0
         assert f'"joined": {step}' in worker.text()
         assert_same(job.parameters(0), alone(step + 10))
+
+
+def test_a_job_whose_coordinator_is_sent_away_does_not_look_finished(tmp_path):
+    saved = tmp_path / "saved"
+    with Cluster(tmp_path, DL2_CHECKPOINT_DIR=str(saved)) as job:
+        members = [job.server(0), job.worker(0, *LONG)]
+        job.await_step(5)
+        job.processes["coordinator#1"].signal(signal.SIGTERM)
+        assert [process.wait(25) for process in (*members, job.processes["coordinator#1"])] == [143] * 3
+    assert latest(saved)[1] >= 5
 
 
 def test_sigterm_ends_a_process_that_waits_for_a_coordinator_that_is_gone(tmp_path):

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies_environment, proxy_bypass
 
 import aiohttp
 import orjson
@@ -97,7 +97,7 @@ async def _load(credentials: Credentials) -> k8s.Configuration:
 def _proxy_for(url: str) -> str | None:
     """What the environment (HTTPS_PROXY, NO_PROXY) says about the way to the API server."""
     parts = urlsplit(url)
-    if proxy_bypass_environment(parts.netloc):
+    if proxy_bypass(parts.netloc):
         return None
     return getproxies_environment().get(parts.scheme)
 

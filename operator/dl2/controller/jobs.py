@@ -23,15 +23,15 @@ from dl2.cluster.resources import DL_JOBS, NATIVE_POD_GROUPS, POD_GROUPS, PODS, 
 from dl2.cluster.store import Entry
 from dl2.controller.frameworks import Framework, Role
 from dl2.controller.groups import admitted_counts, delete_pod
-from dl2.controller.jobstatus import OWNED, Report, job_status
+from dl2.controller.jobstatus import OWNED, RESIZED, Report, job_status
 from dl2.controller.outcome import Outcome, put_status
 from dl2.controller.progress import Progress
+from dl2.controller.resizing import SCALED
 from dl2.controller.settings import PodSettings
 from dl2.scheduling.plan import Reason
 from dl2.scheduling.quantities import format_quantity
 
 SPEC_HASH = "dl2.dev/spec-hash"
-_SCALED = (names.WORKER, names.SERVER)
 _UNACCEPTABLE = (Reason.MISCONFIGURED, Reason.QUEUE_NOT_FOUND, Reason.NAMESPACE_NOT_ALLOWED)
 
 
@@ -85,8 +85,9 @@ def reconcile(view: JobView) -> Outcome:
         outcome.wake(_deadline_at(view))
         if not report.new_attempt:
             _keep_pods(view, roles, outcome)
+    hot = None if view.framework.restarts_together else view.admitted
     status = job_status(
-        view.entry, view.job, view.group_status, view.own_pods, roles, report, view.progress, view.now
+        view.entry, view.job, view.group_status, view.own_pods, roles, report, view.progress, view.now, hot
     )
     put_status(outcome, DL_JOBS, view.entry, status, OWNED)
     return outcome
@@ -112,7 +113,7 @@ def _judge(view: JobView, roles: Sequence[Role]) -> Report:
     if failed:
         return _after_failure(view, failed)
     if view.framework.restarts_together and _reshaped(view, roles):
-        return Report(new_attempt=True, reason="Resized", message="all start again in their new number")
+        return Report(new_attempt=True, reason=RESIZED, message="all start again in their new number")
     if view.framework.restarts_together and view.admitted and _torn(current, roles):
         return Report(
             new_attempt=True, reason="PodLost", message="a pod was lost; all start again from the checkpoint"
@@ -172,8 +173,8 @@ def _after_failure(view: JobView, failed: Sequence[PodRecord]) -> Report:
 def _reshaped(view: JobView, roles: Sequence[Role]) -> bool:
     """The numbers that the present attempt was made for are no longer those that are wanted."""
     counts = {role.name: role.count for role in roles}
-    made_for = {role: (view.entry.status.get(f"{role}s") or {}).get("desired") for role in _SCALED}
-    return any(made_for[role] not in (None, counts.get(role, 0)) for role in _SCALED)
+    made_for = {role: (view.entry.status.get(f"{role}s") or {}).get("desired") for role in SCALED}
+    return any(made_for[role] not in (None, counts.get(role, 0)) for role in SCALED)
 
 
 def _torn(current: Sequence[PodRecord], roles: Sequence[Role]) -> bool:

@@ -12,6 +12,7 @@ from dl2.api.conditions import format_time
 from dl2.api.core import PodRecord
 from dl2.api.names import GroupCondition, JobCondition
 from dl2.cluster.store import Entry
+from dl2.controller import resizing
 from dl2.controller.frameworks import Role
 from dl2.controller.progress import Progress
 
@@ -23,6 +24,7 @@ OWNED = (
 )  # fmt: skip
 
 
+RESIZED = "Resized"  # reason of an attempt that a change of shape makes necessary
 _LONGEST = 1e9  # seconds: an estimate beyond it is no date
 
 
@@ -47,8 +49,12 @@ def job_status(
     report: Report,
     progress: Progress | None,
     now: float,
+    hot: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """All fields in OWNED; None means absent."""
+    """All fields in OWNED; None means absent.
+
+    `hot`: the admitted pods by role of a job whose members join and leave as it trains; None: it starts only whole.
+    """
     old = entry.status
     status: dict[str, Any] = {key: old.get(key) for key in OWNED}
     status |= {
@@ -69,12 +75,57 @@ def job_status(
         _end(status, conditions_now, report, now)
     else:
         _live(status, conditions_now, job, group_status, pods, report, now)
+        if hot is None:
+            _restart(status, conditions_now, old, roles, report, now)
+        else:
+            _resize(status, conditions_now, pods, roles, hot, progress)
         _follow(status, job, progress, conditions_now.true(JobCondition.RUNNING))
     status["conditions"] = conditions_now.items
     state, reason = conditions.job_state(conditions_now.items)
     status["state"], status["reason"] = str(state), reason
     status["printed"] = _printed(status)
     return status
+
+
+def _restart(
+    status: dict[str, Any],
+    now_conditions: _Conditions,
+    old: Mapping[str, Any],
+    roles: Sequence[Role],
+    report: Report,
+    now: float,
+) -> None:
+    """What only starts whole takes another shape by checkpoint and restart."""
+    if report.new_attempt and report.reason == RESIZED:
+        status["lastScaling"] = resizing.restarted(old, roles, now)
+        now_conditions.set(JobCondition.SCALING, True, "Restarting", report.message)
+    elif now_conditions.true(JobCondition.RUNNING):
+        status["lastScaling"] = resizing.runs_again(status["lastScaling"], now)
+        now_conditions.set(JobCondition.SCALING, False, "Settled", "it has the shape that was asked for")
+
+
+def _resize(
+    status: dict[str, Any],
+    now_conditions: _Conditions,
+    pods: Sequence[PodRecord],
+    roles: Sequence[Role],
+    admitted: Mapping[str, int],
+    progress: Progress | None,
+) -> None:
+    """Members come and go while the others train: it runs as long as its minimum does."""
+    pods_ready = now_conditions.true(JobCondition.RUNNING)
+    was_running = conditions.is_true(status["conditions"] or (), JobCondition.RUNNING)
+    if (
+        admitted
+        and not pods_ready
+        and (was_running or status["startTime"])
+        and resizing.can_train(pods, roles)
+    ):
+        now_conditions.set(JobCondition.RUNNING, True, "Training", "its minimum is ready; others may join")
+    change = resizing.under_way(pods, admitted) if now_conditions.true(JobCondition.RUNNING) else None
+    reason, message = change or ("Settled", "everybody who was admitted has joined")
+    now_conditions.set(JobCondition.SCALING, change is not None, reason, message)
+    status["lastScaling"] = resizing.hot(progress) or status["lastScaling"]
 
 
 class _Conditions:
@@ -103,8 +154,7 @@ def _failed_pods(old: Mapping[str, Any], pods: Sequence[PodRecord], report: Repo
 
 def _counts(role: str, roles: Sequence[Role], pods: Sequence[PodRecord]) -> dict[str, int]:
     desired = next((r.count for r in roles if r.name == role), 0)
-    ready = sum(1 for p in pods if p.member == role and p.ready and not p.gated and not p.deleting)
-    return {"desired": desired, "ready": ready}
+    return {"desired": desired, "ready": resizing.ready(pods, role)}
 
 
 def _end(status: dict[str, Any], now_conditions: _Conditions, report: Report, now: float) -> None:

@@ -31,6 +31,7 @@ from dl2.scheduling.snapshot import Key
 from dl2.web.metrics import Metrics
 
 log = structlog.get_logger(__name__)
+_PAUSE = 2.0  # between two passes, in lengths of the last one
 # seconds
 _SOFT_RETRY = 0.2
 _SHORTEST_WAIT = 0.1  # for what time alone brings: it must not make a busy loop
@@ -68,8 +69,9 @@ class Controller:
             if delay is None or delay > 0:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._store.changed.wait(), delay)
-            # Changes come in bursts, and whoever takes in changes needs as much time as whoever decides.
-            await asyncio.sleep(max(self._settings.debounce_seconds, min(self._pass_seconds, _LONGEST_PAUSE)))
+            # Changes come in bursts, and taking them in and writing need more time than deciding.
+            pause = min(_PAUSE * self._pass_seconds, _LONGEST_PAUSE)
+            await asyncio.sleep(max(self._settings.debounce_seconds, pause))
             await self._until_written()
             self._store.changed.clear()
             try:

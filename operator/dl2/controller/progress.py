@@ -25,6 +25,17 @@ CONCURRENCY = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Resize:
+    """The last change of members that a coordinator tells of. Shapes are (workers, servers)."""
+
+    time: float  # seconds since the epoch, by its clock
+    before: tuple[int, int]
+    after: tuple[int, int]
+    pause_milliseconds: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """One report. Times in seconds since the epoch; `step` counts from the start of training."""
 
@@ -33,6 +44,7 @@ class Progress:
     steps_per_second: float
     updated_at: float
     metrics: dict[str, float] = field(default_factory=dict)
+    resize: Resize | None = None
     received_at: float = field(default=0.0, compare=False)  # by our clock; the trainer's may be off
 
 
@@ -43,6 +55,37 @@ class _Report(BaseModel):
     steps_per_second: float = Field(0, ge=0, le=1e9, allow_inf_nan=False)
     updated_at: float = Field(0, ge=0, le=1e11, allow_inf_nan=False)
     metrics: dict[str, Any] = {}
+    last_scaling: Any = None
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    workers: int = Field(ge=0, le=10_000)
+    servers: int = Field(ge=0, le=10_000)
+
+    def pair(self) -> tuple[int, int]:
+        return self.workers, self.servers
+
+
+class _Scaling(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    time: float = Field(ge=0, le=1e11, allow_inf_nan=False)
+    before: _Shape = Field(alias="from")
+    to: _Shape
+    pause_ms: float = Field(ge=0, le=1e9, allow_inf_nan=False)
+    reason: str = ""
+
+
+def _read_resize(told: Any) -> Resize | None:
+    """None: no change of shape is told of, or nothing that can be understood."""
+    try:
+        scaling = _Scaling.model_validate(told)
+    except ValidationError:
+        return None
+    before, after = scaling.before.pair(), scaling.to.pair()
+    if not before[0] or before == after:
+        return None
+    return Resize(scaling.time, before, after, round(scaling.pause_ms), scaling.reason[:256])
 
 
 def read_report(data: bytes) -> Progress:
@@ -60,7 +103,13 @@ def read_report(data: bytes) -> Progress:
         if isinstance(v, int | float) and math.isfinite(v)
     }
     return Progress(
-        report.epoch, report.step, report.steps_per_second, report.updated_at, metrics, time.time()
+        report.epoch,
+        report.step,
+        report.steps_per_second,
+        report.updated_at,
+        metrics,
+        _read_resize(report.last_scaling),
+        time.time(),
     )
 
 

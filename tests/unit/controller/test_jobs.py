@@ -13,7 +13,7 @@ from dl2.cluster.store import Entry
 from dl2.controller.frameworks import framework_of
 from dl2.controller.jobs import SPEC_HASH, JobView, reconcile
 from dl2.controller.outcome import Outcome
-from dl2.controller.progress import Progress
+from dl2.controller.progress import Progress, Resize
 from dl2.controller.settings import PodSettings
 from tests.unit.controller.objects import NOW, condition, group, job, pod, template
 
@@ -445,8 +445,8 @@ def test_an_elastic_job_shares_a_token_that_nobody_can_guess_or_confuse_with_ano
     made = writes(outcome, Verb.CREATE)
     for write in made:
         assert write.body is not None
-        (volume,) = write.body["spec"]["volumes"]
-        assert volume["secret"]["secretName"] == secret.name == "j-token-uid-j"
+        volumes = {volume["name"]: volume for volume in write.body["spec"]["volumes"]}
+        assert volumes["dl2-token"]["secret"]["secretName"] == secret.name == "j-token-uid-j"
         assert _environment(write)["DL2_TOKEN_FILE"] == "/var/run/secrets/dl2.dev/token"
     assert writes(keep(job(runtime="elastic"), *running(), held=admitted()), Verb.CREATE, "Secret") == []
     assert writes(keep(job(), held=group(SHAPE)), Verb.CREATE, "Secret") == []
@@ -458,3 +458,92 @@ def test_members_that_may_be_admitted_later_are_not_waited_for() -> None:
     environment = _environment(made[-1])
     assert (environment["DL2_WORKERS"], environment["DL2_SERVERS"]) == ("1", "1")
     assert environment["DL2_HOST"] == "status.podIP"
+
+
+def test_an_elastic_member_is_ready_when_it_has_joined() -> None:
+    made = writes(keep(job(runtime="elastic"), held=group(SHAPE)), Verb.CREATE)
+    probes = {}
+    for write in made:
+        assert write.body is not None
+        (container,) = write.body["spec"]["containers"]
+        probes[write.name] = container["readinessProbe"]
+        file = _environment(write)["DL2_READY_FILE"]
+        folder = next(m["mountPath"] for m in container["volumeMounts"] if m["name"] == "dl2-state")
+        assert file.startswith(folder)
+        assert int(_environment(write)["DL2_GRACE_SECONDS"]) < 30  # what the kubelet gives a pod by default
+    assert probes["j-coordinator-0"]["httpGet"] == {"path": "/v1/status", "port": 8470}
+    assert probes["j-worker-0"]["exec"]["command"] == ["test", "-e", "/var/run/dl2.dev/joined"]
+    assert probes["j-server-0"]["exec"] == probes["j-worker-1"]["exec"] == probes["j-worker-0"]["exec"]
+
+
+RUNS = {"startTime": "2026-11-23T09:00:00Z", "conditions": [condition("Running")]}
+GROWN = {**SHAPE, "worker": 3}
+
+
+def told(written: dict[str, Any], kind: str) -> tuple[bool, str]:
+    found = conditions.get(written["conditions"], kind)
+    assert found is not None
+    return found["status"] == "True", found["message"]
+
+
+def test_an_elastic_job_runs_on_while_members_join() -> None:
+    entry = job(workers=3, runtime="elastic", status=RUNS)
+    held = group(GROWN, GROWN, more=[condition("PodsReady", False)])
+    written = status(keep(entry, *running(), pod("worker", 2, "released"), held=held))
+    assert told(written, "Running") == (True, "its minimum is ready; others may join")
+    assert told(written, "Scaling") == (True, "2 of 3 workers have joined")
+    assert (written["state"], written["reason"]) == ("Scaling", "Joining")
+
+
+def test_a_job_that_waits_for_quota_to_grow_is_not_scaling() -> None:
+    entry = job(workers=3, runtime="elastic", status=RUNS)
+    held = group(GROWN, SHAPE, more=[condition("PodsReady")])
+    written = status(keep(entry, *running(), pod("worker", 2), held=held))
+    assert (written["state"], written["workers"]) == ("Running", {"desired": 3, "ready": 2})
+
+
+def test_an_elastic_job_is_scaling_until_who_leaves_has_left() -> None:
+    entry = job(workers=1, runtime="elastic", status=RUNS)
+    held = group({**SHAPE, "worker": 1}, {**SHAPE, "worker": 1}, more=[condition("PodsReady")])
+    leaving = [*running()[:3], pod("worker", 1, "running-")]
+    assert told(status(keep(entry, *leaving, held=held)), "Scaling") == (True, "j-worker-1 leaves")
+    entry.status = status(keep(entry, *leaving, held=held))
+    assert told(status(keep(entry, *running()[:3], held=held)), "Scaling")[0] is False
+
+
+def test_an_elastic_job_without_its_minimum_does_not_run() -> None:
+    held = group(SHAPE, SHAPE, more=[condition("PodsReady", False)])
+    written = status(keep(job(runtime="elastic", status=RUNS), *running()[1:], held=held))
+    assert told(written, "Running")[0] is False
+
+
+def test_the_last_scaling_is_what_the_coordinator_tells() -> None:
+    resize = Resize(NOW, (1, 1), (3, 2), 12, "worker-1 and worker-2 join")
+    entry = job(runtime="elastic", status=RUNS)
+    first = status(keep(entry, *running(), held=admitted(), progress=Progress(1, 9, 2.0, NOW, resize=resize)))
+    assert first["lastScaling"] == {
+        "time": "2027-01-15T08:00:00Z",
+        "from": {"workers": 1, "servers": 1},
+        "to": {"workers": 3, "servers": 2},
+        "reason": "worker-1 and worker-2 join",
+        "pauseMilliseconds": 12,
+    }
+    entry.status = first
+    later = keep(entry, *running(), held=admitted(), progress=Progress(1, 10, 2.0, NOW))
+    assert status(later)["lastScaling"] == first["lastScaling"]
+
+
+def test_a_static_job_says_that_it_was_resized_by_a_restart_and_what_that_cost() -> None:
+    shape = {"workers": {"desired": 1, "ready": 1}, "servers": {"desired": 1, "ready": 1}}
+    entry = job(workers=2, status={**RUNS, **shape})
+    one = group({**SHAPE, "worker": 1}, {**SHAPE, "worker": 1}, more=[condition("PodsReady")])
+    entry.status = status(keep(entry, *running()[:3], held=one))
+    scaling = entry.status["lastScaling"]
+    assert (scaling["from"]["workers"], scaling["to"]["workers"]) == (1, 2)
+    assert scaling["reason"] == "checkpoint and restart"
+    assert (entry.status["state"], entry.status["reason"]) == ("Scaling", "Restarting")
+    entry.status = status(keep(entry, *running(attempt=1), held=admitted(), now=NOW + 9))
+    assert entry.status["lastScaling"]["pauseMilliseconds"] == 9000
+    assert entry.status["state"] == "Running"
+    later = keep(entry, *running(attempt=1), held=admitted(), now=NOW + 99)
+    assert (writes(later, Verb.APPLY_STATUS, "DLJob"), later.soft_writes) == ([], [])

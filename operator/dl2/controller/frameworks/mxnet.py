@@ -15,11 +15,16 @@ from dl2.api import DLJob, names
 from dl2.controller.frameworks import Role
 from dl2.controller.settings import PodSettings
 
-PROGRESS_PORT = 8470
+PROGRESS_PORT = 8470  # the coordinator's, for members and for HTTP
+SERVER_PORT = 8471
 PS_PORT = 9091
 _DMLC_ROLE = {names.COORDINATOR: "scheduler", names.SERVER: "server", names.WORKER: "worker"}
 _COORDINATOR_REQUESTS = {"cpu": "100m", "memory": "256Mi"}
 _TOKEN_VOLUME, _TOKEN_FOLDER = "dl2-token", "/var/run/secrets/dl2.dev"
+_STATE_VOLUME, _STATE_FOLDER = "dl2-state", "/var/run/dl2.dev"
+_READY_FILE = f"{_STATE_FOLDER}/joined"
+_PROBE = {"periodSeconds": 2, "timeoutSeconds": 5, "failureThreshold": 2}
+_DEFAULT_GRACE, _LAST_SECONDS = 30, 5  # of a pod; what a member leaves of it for its process to end
 _POD_IP = {"fieldRef": {"fieldPath": "status.podIP"}}
 
 
@@ -57,12 +62,8 @@ class MXNet:
             own = {v.get("name") for v in container.get("env") or ()}
             added = [v for v in variables if v["name"] not in own]
             container["env"] = [*added, *(container.get("env") or ())]
-            if not self.static:
-                mount = {"name": _TOKEN_VOLUME, "mountPath": _TOKEN_FOLDER, "readOnly": True}
-                container["volumeMounts"] = [*(container.get("volumeMounts") or ()), mount]
         if not self.static:
-            token = {"name": _TOKEN_VOLUME, "secret": {"secretName": self.secret(job), "defaultMode": 0o444}}
-            spec["volumes"] = [*(spec.get("volumes") or ()), token]
+            self._make_member(job, role, spec)
         spec["restartPolicy"] = "Never"  # the operator counts restarts; the kubelet must not
         spec["hostname"] = f"{name}-{role.name}-{index}"
         spec["subdomain"] = name
@@ -71,6 +72,22 @@ class MXNet:
         if job.spec.priority_class_name:
             spec["priorityClassName"] = job.spec.priority_class_name
         return {"metadata": dict(template.get("metadata") or {}), "spec": spec}
+
+    def _make_member(self, job: DLJob, role: Role, spec: dict[str, Any]) -> None:
+        """What a member of dl2_runtime needs beside variables: its token, and a probe that says that it has joined."""
+        mounts = [
+            {"name": _TOKEN_VOLUME, "mountPath": _TOKEN_FOLDER, "readOnly": True},
+            {"name": _STATE_VOLUME, "mountPath": _STATE_FOLDER},
+        ]
+        for container in (*spec.get("initContainers", ()), *spec.get("containers", ())):
+            container["volumeMounts"] = [*(container.get("volumeMounts") or ()), *mounts]
+        token = {"name": _TOKEN_VOLUME, "secret": {"secretName": self.secret(job), "defaultMode": 0o444}}
+        state = {"name": _STATE_VOLUME, "emptyDir": {"sizeLimit": "1Mi"}}
+        spec["volumes"] = [*(spec.get("volumes") or ()), token, state]
+        joined: dict[str, Any] = {"exec": {"command": ["test", "-e", _READY_FILE]}}
+        if role.name == names.COORDINATOR:
+            joined = {"httpGet": {"path": "/v1/status", "port": PROGRESS_PORT}}
+        spec["containers"][0].setdefault("readinessProbe", joined | _PROBE)
 
     def _variables(
         self, job: DLJob, role: Role, index: int, shape: Mapping[str, int], coordinator: str
@@ -104,6 +121,8 @@ class MXNet:
                 "DL2_WORKERS": founders[names.WORKER],
                 "DL2_SERVERS": founders.get(names.SERVER, "0"),
                 "DL2_TOKEN_FILE": f"{_TOKEN_FOLDER}/token",
+                "DL2_READY_FILE": _READY_FILE,
+                "DL2_GRACE_SECONDS": str(_grace(role.template)),
             }
         variables: list[dict[str, Any]] = [{"name": k, "value": v} for k, v in values.items()]
         variables.append({"name": "DMLC_NODE_HOST" if self.static else "DL2_HOST", "valueFrom": _POD_IP})
@@ -114,14 +133,21 @@ class MXNet:
 
     def service(self, job: DLJob) -> dict[str, Any]:
         """Headless, and with addresses before readiness: members look each other up while they start."""
+        ports = {"progress": PROGRESS_PORT, "ps": PS_PORT if self.static else SERVER_PORT}
         return {
             "spec": {
                 "clusterIP": "None",
                 "publishNotReadyAddresses": True,
                 "selector": {names.LABEL_POD_GROUP: job.metadata.name},
-                "ports": [{"name": "progress", "port": PROGRESS_PORT}, {"name": "ps", "port": PS_PORT}],
+                "ports": [{"name": name, "port": port} for name, port in ports.items()],
             }
         }
+
+
+def _grace(template: Mapping[str, Any]) -> int:
+    """Seconds that a member has for leaving: a little less than the kubelet gives its pod."""
+    given = (template.get("spec") or {}).get("terminationGracePeriodSeconds", _DEFAULT_GRACE)
+    return max(1, int(given) - _LAST_SECONDS)
 
 
 def _light(template: Mapping[str, Any]) -> dict[str, Any]:
