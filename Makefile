@@ -8,7 +8,7 @@ NAME   ?= dl2
 SOURCES := operator runtime tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt unit integration e2e bench cluster-up cluster-down clean packages parts
+.PHONY: help demo test lint fmt unit runtime integration e2e bench cluster-up cluster-down clean packages parts
 
 help:  ## what there is
 	@awk -F ':.*##' '/^[a-z0-9-]+:.*##/ {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: packages $(STAMP)  ## real MXNet jobs and simulated ones under the operator (KEEP=1 leaves it running)
 	$(BIN)/dl2 demo $(if $(KEEP),--keep)
 
-test: packages lint unit parts integration e2e  ## everything that CI runs
+test: packages lint unit runtime parts integration e2e  ## everything that CI runs
 
 lint: $(STAMP)  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check $(SOURCES)
@@ -38,6 +38,9 @@ fmt: $(STAMP)  ## rewrite the sources in the project's format
 
 unit: $(STAMP)  ## tests that need nothing but Python
 	$(BIN)/pytest tests/unit --numprocesses 2
+
+runtime: $(STAMP)  ## tests of the elastic runtime: real processes; those with MXNet are part of e2e
+	$(BIN)/pytest runtime/tests
 
 parts: packages $(STAMP)  ## binaries and images of the embedded cluster, where they are not cached
 	$(BIN)/dl2 cluster build --real-node
