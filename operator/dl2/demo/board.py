@@ -14,7 +14,7 @@ from rich.text import Text
 
 from dl2.api import conditions
 from dl2.api.conditions import parse_time
-from dl2.demo.workload import REAL, TOO_BIG
+from dl2.demo.workload import ELASTIC, REAL, TOO_BIG
 
 Raw = Mapping[str, Any]
 _ORDER = {"Running": 0, "Scaling": 0, "Admitted": 1, "Queued": 2, "Suspended": 3, "Failed": 4, "Succeeded": 5}
@@ -26,10 +26,16 @@ class History:
     """What was seen while it went on: every reason for which a job waited, with its first message."""
 
     waited: dict[str, dict[str, str]] = field(default_factory=dict)
+    resizes: dict[tuple[str, str], Raw] = field(
+        default_factory=dict
+    )  # of the elastic job, by shape before and after
 
     def note(self, jobs: Iterable[Raw]) -> None:
         for job in jobs:
             status = job.get("status") or {}
+            scaling = status.get("lastScaling")
+            if job["metadata"]["name"] == ELASTIC and scaling:
+                self.resizes[_shape(scaling["from"]), _shape(scaling["to"])] = scaling
             queued = conditions.get(status.get("conditions") or (), "Queued")
             if queued and queued["status"] == "True" and queued["reason"] != "Pending":
                 self.waited.setdefault(job["metadata"]["name"], {}).setdefault(
@@ -143,7 +149,19 @@ def summary(jobs: Iterable[Raw], history: History) -> RenderableType:
         reason: (job, text) for job, waited in history.waited.items() for reason, text in waited.items()
     }
     lines += [f"  {reason}: {job}: {text}" for reason, (job, text) in examples.items()]
+    lines += [
+        f"{ELASTIC} went from {before} to {after} while it trained; its steps paused for {_pause(scaling)}"
+        for (before, after), scaling in history.resizes.items()
+    ]
     return Group(table, *(Text(line) for line in lines if line))
+
+
+def _pause(scaling: Raw) -> str:
+    return f"{scaling['pauseMilliseconds']} ms" if scaling.get("pauseMilliseconds") else "less than 1 ms"
+
+
+def _shape(scale: Raw) -> str:
+    return f"{scale['workers']} workers and {scale['servers']} servers"
 
 
 def _figure(value: Any) -> str:

@@ -14,7 +14,7 @@ from dl2 import resources
 
 SEED = 7
 SIMULATED = 30
-REAL = ("digits-1", "digits-2")
+STATIC, ELASTIC = REAL = ("digits", "elastic")
 NAMESPACE = "demo"
 TOO_BIG = "too-big"
 
@@ -49,7 +49,8 @@ def setup() -> list[Manifest]:
 def waves(checkpoints: str) -> tuple[Wave, ...]:
     """Real jobs first, then the simulated ones in three bursts; the last brings one that can never fit.
 
-    `checkpoints`: folder of the real node's machine for the checkpoints of the real jobs.
+    The elastic job comes three times: with one worker, then grown, then shrunk. `checkpoints`: folder of the real node's
+    machine for the checkpoints of the other real job.
     """
     simulated = list(_simulated())
     third = len(simulated) // 3
@@ -57,15 +58,15 @@ def waves(checkpoints: str) -> tuple[Wave, ...]:
         Wave(
             0,
             (
-                *(
-                    _real(name, queue, checkpoints)
-                    for name, queue in zip(REAL, ("vision", "speech"), strict=True)
-                ),
+                _real(checkpoints),
+                _elastic(workers=1, servers=1),
                 *simulated[:third],
             ),
         ),
         Wave(8, tuple(simulated[third : 2 * third])),
         Wave(16, (*simulated[2 * third :], _too_big())),
+        Wave(45, (_elastic(workers=3, servers=2),)),
+        Wave(85, (_elastic(workers=2, servers=1),)),
     )
 
 
@@ -84,14 +85,27 @@ def _example(file: str) -> Manifest:
     return next(d for d in yaml.safe_load_all(text) if d and d["kind"] == "DLJob")
 
 
-def _real(name: str, queue: str, checkpoints: str) -> Manifest:
+def _real(checkpoints: str) -> Manifest:
     """The example that trains MXNet on handwritten digits, in the demonstration's queue."""
     job = copy.deepcopy(_example("dljob-digits.yaml"))
-    job["metadata"] = {"name": name, "namespace": NAMESPACE}
-    job["spec"]["queue"] = queue
+    job["metadata"] = {"name": STATIC, "namespace": NAMESPACE}
+    job["spec"]["queue"] = "vision"
     job["spec"]["training"]["epochs"] = 60  # long enough to be watched
     (volume,) = job["spec"]["workers"]["template"]["spec"]["volumes"]
     volume["hostPath"]["path"] = checkpoints
+    return job
+
+
+def _elastic(workers: int, servers: int) -> Manifest:
+    """The example whose members come and go while it trains; small, so that all fit on one machine."""
+    job = copy.deepcopy(_example("dljob-elastic.yaml"))
+    job["metadata"] = {"name": ELASTIC, "namespace": NAMESPACE}
+    job["spec"]["queue"] = "speech"
+    job["spec"]["training"]["epochs"] = 40
+    for role, count in (("workers", workers), ("servers", servers)):
+        job["spec"][role]["replicas"] = count
+        (container,) = job["spec"][role]["template"]["spec"]["containers"]
+        container["resources"]["requests"] = {"cpu": "100m", "memory": "256Mi"}
     return job
 
 

@@ -11,7 +11,9 @@ from dl2.demo import board, workload
 
 
 def jobs() -> list[Any]:
-    return [job for wave in workload.waves("/checkpoints") for job in wave.jobs]
+    """As they arrive: what comes again is a change of what came before."""
+    everything = [job for wave in workload.waves("/checkpoints") for job in wave.jobs]
+    return list({job["metadata"]["name"]: job for job in everything}.values())
 
 
 def test_thirty_simulated_jobs_two_real_ones_and_one_that_cannot_fit() -> None:
@@ -70,6 +72,23 @@ def test_the_summary_tells_accuracy_mean_time_and_reasons() -> None:
         "3 free",
     ):
         assert part in text
+
+
+def test_the_summary_tells_how_the_elastic_job_changed_its_shape() -> None:
+    history = board.History()
+    for to, pause in ((1, None), (3, 12)):
+        scaling = {
+            "from": {"workers": 1, "servers": 1},
+            "to": {"workers": to, "servers": 2},
+            "pauseMilliseconds": pause,
+        }
+        history.note([job(workload.ELASTIC, "Running", lastScaling=scaling)])
+    ended = job(workload.ELASTIC, "Succeeded", completionTime="2026-11-23T09:01:20Z")
+    text = shown(board.summary([ended], history))
+    assert (
+        "from 1 workers and 1 servers to 3 workers and 2 servers while it trained; its steps paused for 12 ms"
+        in text
+    )
 
 
 def test_a_job_that_can_never_fit_is_not_waited_for() -> None:
