@@ -16,6 +16,9 @@ from rich.text import Text
 from dl2.cli import inputs
 from dl2.cluster.client import Credentials
 from dl2.controller.manifests import BadInput, Inventory
+from dl2.controller.sizing import sized
+from dl2.scaling.interface import Policy
+from dl2.scaling.registry import load_policy
 from dl2.scheduling.apply import settle
 from dl2.scheduling.decide import decide
 from dl2.scheduling.plan import Action, Decision, Plan
@@ -45,6 +48,7 @@ def command(
     snapshot_to: Annotated[str | None, typer.Option("--snapshot-to", help="Save what is decided on, to be replayed with -f.")] = None,
     now: Annotated[str | None, typer.Option(help="Decide as if it were this time (RFC 3339); default: the present.")] = None,
     capacity: Annotated[CapacityMode | None, typer.Option(help="Count Nodes, or Quota alone; default: Nodes where there are any.")] = None,
+    policy: Annotated[str | None, typer.Option(help="First let this scaling policy (or checkpoint) size the elastic jobs that leave it to one.")] = None,
     settled: Annotated[bool, typer.Option("--settle", help="Apply the plan as if pods left and started at once, until a pass plans nothing.")] = False,
     output: Annotated[Output, typer.Option("-o", "--output")] = Output.TABLE,
     kubeconfig: Annotated[str | None, typer.Option(envvar="DL2_KUBECONFIG")] = None,
@@ -60,7 +64,10 @@ def command(
             manifests += inputs.from_file(path)
         if snapshot_to:
             inputs.save(manifests, snapshot_to)
-        snapshot = Inventory(manifests, at).snapshot(capacity)
+        inventory = Inventory(manifests, at)
+        snapshot = inventory.snapshot(capacity)
+        if policy:
+            snapshot = sized(snapshot, inventory.sizable(), _policy(policy))
         end = settled_plan(snapshot) if settled else None
     except BadInput as exc:
         typer.echo(f"dl2 decide: {exc}", err=True)
@@ -73,6 +80,15 @@ def command(
         typer.echo(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode())
     else:
         _show(answer)
+
+
+def _policy(name: str) -> Policy:
+    try:
+        return load_policy(name)
+    except TypeError:  # it wants to be told more than its name
+        raise BadInput(f"--policy: {name} is a yardstick of the simulator; name another policy") from None
+    except (LookupError, ValueError, OSError) as exc:
+        raise BadInput(f"--policy: {exc}") from None
 
 
 # -- deciding -------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from dl2.api.names import JobCondition
 from dl2.controller import intake
 from dl2.controller.frameworks import framework_of
 from dl2.controller.jobs import group_spec
+from dl2.controller.sizing import is_sizable
 from dl2.scheduling.snapshot import CapacityMode, Group, Key, Node, Queue, Snapshot
 
 Raw = Mapping[str, Any]
@@ -108,6 +109,16 @@ class Inventory:
             },
             capacity=capacity,
         )
+
+    def sizable(self) -> dict[Key, DLJob]:
+        """The jobs whose numbers are a scaling policy's to choose."""
+        found: dict[Key, DLJob] = {}
+        for manifest in self._of(names.DL_JOB):
+            job = _read(manifest, parse)
+            assert isinstance(job, DLJob)
+            if is_sizable(job) and not _ended(manifest.raw):
+                found[Key(_namespace(manifest.raw), job.metadata.name)] = job
+        return found
 
     def _of(self, kind: str) -> list[Manifest]:
         return self._by_kind.get(kind, [])

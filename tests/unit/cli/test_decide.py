@@ -253,3 +253,64 @@ def test_guaranteed_pods_go_where_node_resource_topology_tells_of_a_free_zone() 
     assert placed["g"]["members"]["worker"]["domains"] == {"n2": 1}
     placed = plan(run(QUEUES, *nodes, gang, GUARANTEED, topology("n1", 2, 0), topology("n2", 1, 1)))
     assert placed["g"]["members"]["worker"]["domains"] == {"n1": 1}
+
+
+# -- --policy: numbers that a scaling policy chooses ----------------------------------------------------------------
+def elastic(name: str, queue: str, most: int = 6, **spec: Any) -> str:
+    container = {"name": "m", "image": "i", "resources": {"requests": {"cpu": "1"}}}
+    trainer = {"name": "m", "image": "i", "resources": {"requests": {"cpu": "1", "nvidia.com/gpu": "1"}}}
+    body = {
+        "queue": queue,
+        "model": "mlp",
+        "training": {"epochs": 10, "stepsPerEpoch": 10},
+        "workers": {"min": 1, "max": most, "template": {"spec": {"containers": [trainer]}}},
+        "servers": {"min": 1, "max": 2, "template": {"spec": {"containers": [container]}}},
+    }
+    metadata = {"name": name, "namespace": "x"}
+    return json.dumps(
+        {"apiVersion": "dl2.dev/v1alpha1", "kind": "DLJob", "metadata": metadata, "spec": body | spec}
+    )
+
+
+BIG_NODE = NODE.replace('"3"', '"8"')
+
+
+def workers(result: Result) -> dict[str, int]:
+    return {name: entry["members"]["worker"]["count"] for name, entry in plan(result).items()}
+
+
+@pytest.mark.parametrize("policy", ["drf", "envelope", "dl2", "srtf"])
+@pytest.mark.parametrize(
+    ("jobs", "expected"),
+    [
+        ([elastic("j", "b")], {"j": 6}),  # alone, all that it may have
+        ([elastic("j", "b", most=4)], {"j": 4}),
+        ([elastic("j", "b", scaling={"mode": "Fixed"})], {"j": 1}),  # its owner decides
+        ([elastic("j", "b", runtime="static")], {"j": 1}),  # it would have to restart
+        (
+            [elastic("j", "b"), group("g", "a", 6, 6, admitted=6)],
+            {"j": 2, "g": 6},
+        ),  # others keep what they have
+    ],
+)
+def test_a_policy_sizes_elastic_jobs(policy: str, jobs: list[str], expected: dict[str, int]) -> None:
+    assert workers(run(QUEUES, BIG_NODE, *jobs, more=("-o", "json", "--policy", policy))) == expected
+
+
+def test_a_policy_stays_within_the_share_of_each_queue() -> None:
+    """Guarantees 1 and 2 of 8; what is left is b's alone, for a has no weight."""
+    documents = (QUEUES, BIG_NODE, elastic("j", "a"), elastic("k", "b"))
+    told = workers(run(*documents, more=("-o", "json", "--policy", "drf")))
+    assert told == {"j": 1, "k": 6}
+
+
+def test_what_a_policy_chooses_comes_to_rest() -> None:
+    documents = (QUEUES, BIG_NODE, elastic("j", "a"), elastic("k", "b"))
+    assert run(*documents, more=("-o", "json", "--policy", "dl2", "--settle")).exit_code == 0
+
+
+@pytest.mark.parametrize("policy", ["nope", "optimus-oracle", "/nowhere/x.safetensors"])
+def test_a_policy_that_cannot_be_used_is_bad_input(policy: str) -> None:
+    result = run(QUEUES, NODE, elastic("j", "a"), more=("--policy", policy))
+    assert result.exit_code == 2
+    assert "--policy" in result.stderr

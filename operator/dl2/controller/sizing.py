@@ -1,0 +1,179 @@
+"""How many workers and servers a scaling policy would give the jobs of a snapshot. Pure.
+
+A policy sizes jobs within what their queues may hold; whether and where they start is `decide`'s, as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from dl2.api import DLJob, names
+from dl2.scaling.cutter import cut
+from dl2.scaling.interface import STOPPED, JobView, NodeView, Observation, Policy, Scale, SpeedSample
+from dl2.scheduling.decide import decide
+from dl2.scheduling.snapshot import CapacityMode, Group, Key, Node, Snapshot
+
+INTERVAL = 60.0  # seconds, where no ScalingPolicy says otherwise
+_ENOUGH = 1 << 40
+Sizable = Mapping[Key, DLJob]
+
+
+def is_sizable(job: DLJob) -> bool:
+    """Whoever names a number of replicas decides himself, and a static job would have to restart."""
+    spec = job.spec
+    fixed = spec.workers.wanted or (spec.servers and spec.servers.wanted)
+    return spec.scaling.mode == "Auto" and spec.runtime == "elastic" and not fixed
+
+
+def sized(snapshot: Snapshot, jobs: Sizable, policy: Policy, interval: float = INTERVAL) -> Snapshot:
+    """`snapshot` with the members that `policy` gives each of `jobs`, cut to what is feasible.
+
+    A job that the policy would not run keeps its minimum: it waits for that, or runs with it.
+    """
+    observation = observe(snapshot, jobs, interval)
+    scales = cut(observation, policy.allocate(observation)).scales
+    minimum = {job.id: job.minimum for job in observation.jobs}
+    return _with_counts(snapshot, {
+        key: _at_least(scales.get(str(key), STOPPED), minimum[str(key)])
+        for key in jobs if str(key) in minimum
+    })  # fmt: skip
+
+
+def observe(snapshot: Snapshot, jobs: Sizable, interval: float) -> Observation:
+    """What a policy sees of `snapshot`; groups that are not in `jobs` are other people's load."""
+    groups = [g for g in snapshot.groups if g.key in jobs and not (g.error or g.finished or g.suspend)]
+    mine = {group.key for group in groups}
+    budgets = _budgets(snapshot, groups, jobs)
+    by_nodes = snapshot.capacity is CapacityMode.NODES
+    return Observation(
+        now=snapshot.now,
+        interval=interval,
+        jobs=tuple(_view(group, jobs[group.key]) for group in groups),
+        nodes=tuple(_node(node, snapshot.groups, mine) for node in snapshot.nodes if _usable(node))
+        if by_nodes
+        else (_everything(groups, budgets),),
+        budgets=budgets,
+    )
+
+
+def _view(group: Group, job: DLJob) -> JobView:
+    spec = job.spec
+    requests = {member.name: member.requests for member in group.members}
+    return JobView(
+        id=str(group.key),
+        model=spec.model,
+        queue=group.queue,
+        priority=group.priority,
+        submitted_at=group.created,
+        started_at=group.ready_at or group.admitted_at,
+        worker_requests=requests.get(names.WORKER, {}),
+        server_requests=requests.get(names.SERVER, {}),
+        minimum=Scale(spec.workers.min, spec.servers.min if spec.servers else 0),
+        maximum=_maximum(job),
+        current=_current(group),
+        epochs_total=float(spec.training.epochs) if spec.training.epochs else None,
+        epochs_done=_epochs_done(job),
+        samples=_samples(job, _current(group)),
+    )
+
+
+def _maximum(job: DLJob) -> Scale:
+    return Scale(job.spec.workers.maximum, job.spec.servers.maximum if job.spec.servers else 0)
+
+
+def _current(group: Group) -> Scale:
+    given = {name: member.count for name, member in (group.admitted or {}).items()}
+    return Scale(given.get(names.WORKER, 0), given.get(names.SERVER, 0))
+
+
+def _epochs_done(job: DLJob) -> float:
+    progress, steps = job.status.progress, job.spec.training.steps_per_epoch
+    if progress is None:
+        return 0.0
+    return progress.step / steps if steps else float(progress.epoch)
+
+
+def _samples(job: DLJob, current: Scale) -> tuple[SpeedSample, ...]:
+    """The speed that the job reports, measured at the shape that it has."""
+    progress, steps = job.status.progress, job.spec.training.steps_per_epoch
+    if (
+        current == STOPPED
+        or progress is None
+        or not (progress.steps_per_second and progress.updated_at and steps)
+    ):
+        return ()
+    return (SpeedSample(current, progress.steps_per_second / steps, progress.updated_at),)
+
+
+def _usable(node: Node) -> bool:
+    return node.ready and not node.unschedulable
+
+
+def _node(node: Node, groups: Sequence[Group], mine: set[Key]) -> NodeView:
+    """`free` counts as if none of `mine` ran."""
+    free = {name: amount - node.used_by_others.get(name, 0) for name, amount in node.allocatable.items()}
+    for group in groups:
+        if group.key not in mine:
+            for pod in group.pods:
+                if pod.node == node.name and not pod.finished:
+                    for name, amount in pod.requests.items():
+                        free[name] = free.get(name, 0) - amount
+    return NodeView(node.name, {name: max(0, amount) for name, amount in free.items()}, node.allocatable)
+
+
+def _everything(groups: Sequence[Group], budgets: Mapping[str, Mapping[str, int]]) -> NodeView:
+    """Where nodes are not looked at, one that has all that the queues may hold, and enough of what none of them names."""
+    asked = {name for group in groups for member in group.members for name in member.requests}
+    total = {
+        name: sum(budget[name] for budget in budgets.values())
+        if all(name in budget for budget in budgets.values())
+        else _ENOUGH
+        for name in sorted(asked)
+    }
+    return NodeView("quota", total, total)
+
+
+def _budgets(snapshot: Snapshot, groups: Sequence[Group], jobs: Sizable) -> dict[str, dict[str, int]]:
+    """What the jobs of each queue may hold in all: its share, were every job to ask for its maximum, without the rest
+    of its load."""
+    widest = {group.key: _maximum(jobs[group.key]) for group in groups}
+    shares = decide(_with_counts(snapshot, widest)).queues
+    budgets: dict[str, dict[str, int]] = {}
+    for name in {group.queue for group in groups}:
+        usage = shares[name].usage if name in shares else {}
+        others = [
+            g for g in snapshot.groups if g.queue == name and g.key not in widest and g.admitted is not None
+        ]
+        budgets[name] = {
+            resource: max(0, figures.share - sum(_held(group, resource) for group in others))
+            for resource, figures in usage.items()
+        }
+    return budgets
+
+
+def _held(group: Group, resource: str) -> int:
+    given = group.admitted or {}
+    return sum(
+        member.requests.get(resource, 0) * given[member.name].count
+        for member in group.members
+        if member.name in given
+    )
+
+
+def _with_counts(snapshot: Snapshot, scales: Mapping[Key, Scale]) -> Snapshot:
+    groups = tuple(_resized(g, scales[g.key]) if g.key in scales else g for g in snapshot.groups)
+    return replace(snapshot, groups=groups)
+
+
+def _resized(group: Group, scale: Scale) -> Group:
+    counts = {names.WORKER: scale.workers, names.SERVER: scale.servers}
+    members = tuple(
+        replace(m, count=counts.get(m.name, m.count), min_count=min(m.min_count, counts.get(m.name, m.count)))
+        for m in group.members
+    )
+    return replace(group, members=members, elastic=any(m.min_count < m.count for m in members))
+
+
+def _at_least(scale: Scale, minimum: Scale) -> Scale:
+    return Scale(max(scale.workers, minimum.workers), max(scale.servers, minimum.servers))
