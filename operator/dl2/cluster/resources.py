@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from dl2.api import core, names, parse
 
 
@@ -33,8 +35,23 @@ class Resource:
         return "/".join(parts)
 
 
+_specs: dict[bytes, Any] = {}  # as read, by how they were printed
+_MOST_SPECS = 4096
+
+
+def _wish(raw: dict[str, Any]) -> Any:
+    """What somebody asks for. The store keeps the status beside it, as the API server printed it.
+
+    Thousands of objects ask for the same: they share one spec, which nobody can change.
+    """
+    wish = parse({key: value for key, value in raw.items() if key != "status"})
+    if len(_specs) >= _MOST_SPECS:
+        _specs.clear()
+    return wish.model_copy(update={"spec": _specs.setdefault(orjson.dumps(raw.get("spec")), wish.spec)})
+
+
 def _custom(kind: str, plural: str, namespaced: bool = True) -> Resource:
-    return Resource(kind, plural, names.GROUP, names.VERSION, namespaced, parse)
+    return Resource(kind, plural, names.GROUP, names.VERSION, namespaced, _wish)
 
 
 TENANT_QUEUES = _custom("TenantQueue", "tenantqueues", namespaced=False)

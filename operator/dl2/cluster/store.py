@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from dl2.api.base import Metadata, Model
 from dl2.api.core import PodRecord
 from dl2.cluster.freshness import Freshness
 from dl2.cluster.resources import DL_JOBS, NODE_TOPOLOGIES, NODES, POD_GROUPS, PODS, SERVICES, Resource
@@ -98,7 +99,7 @@ class Store:
             return
         if old is None and not self._takes_name(resource, meta, uid, version):
             return
-        entry = self._read(resource, raw, uid, version)
+        entry = self._read(resource, raw, uid, version, old)
         if old is not None:
             self._unindex(resource, old)
         kind[uid] = entry
@@ -149,7 +150,9 @@ class Store:
         self.dirty.add(key)
         self.changed.set()
 
-    def _read(self, resource: Resource, raw: Mapping[str, Any], uid: str, version: int) -> Entry:
+    def _read(
+        self, resource: Resource, raw: Mapping[str, Any], uid: str, version: int, old: Entry | None
+    ) -> Entry:
         meta = raw["metadata"]
         owner: Mapping[str, str] = next(
             (o for o in meta.get("ownerReferences") or () if o.get("controller")), {}
@@ -165,8 +168,11 @@ class Store:
             owner_name=sys.intern(f"{owner['kind']}/{owner['name']}") if owner else "",
             generation=int(meta.get("generation") or 0),
             created=meta.get("creationTimestamp") or "",
-            status=(raw.get("status") or {}) if resource.kind in _KEEP_STATUS else {},
+            status=_shared(raw.get("status") or {}) if resource.kind in _KEEP_STATUS else {},
         )
+        if old is not None and _asks_the_same(old, entry, meta):
+            entry.value = old.value
+            return entry
         try:
             entry.value = resource.read(dict(raw))
         except Exception as exc:  # whatever is wrong with one object must not stop the others
@@ -229,6 +235,27 @@ class Store:
             self.dirty.add(Key(entry.namespace, pod.group))
         elif pod.node:
             self.dirty_nodes.add(pod.node)
+
+
+def _asks_the_same(old: Entry, new: Entry, meta: Mapping[str, Any]) -> bool:
+    """Only the status has changed, which is most of what happens to objects of ours: they are not parsed again."""
+    if old.value is None or not isinstance(old.value, Model) or not new.generation:
+        return False
+    before: Metadata = old.value.metadata  # type: ignore[attr-defined]
+    return (
+        (old.generation, old.deleting, old.owner) == (new.generation, new.deleting, new.owner)
+        and before.labels == (meta.get("labels") or {})
+        and before.annotations == (meta.get("annotations") or {})
+    )
+
+
+def _shared(value: Any) -> Any:
+    """The same JSON with its strings shared: thousands of statuses say the same words."""
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, Mapping):
+        return {sys.intern(key): _shared(item) for key, item in value.items()}
+    return [_shared(item) for item in value] if isinstance(value, list) else value
 
 
 def _indifferent(resource: Resource, new: Entry | None, old: Entry | None) -> bool:

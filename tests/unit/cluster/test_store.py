@@ -162,3 +162,43 @@ def test_free_zones_concern_their_node_and_the_same_zones_again_nobody() -> None
     assert store.dirty_nodes == {"n"}
     (entry,) = store.all(NODE_TOPOLOGIES)
     assert entry.value.zones == ({"cpu": 2000},)
+
+
+def test_a_change_of_the_status_alone_does_not_parse_the_object_again() -> None:
+    store = Store()
+    store.upsert(POD_GROUPS, group(1))
+    (before,) = store.all(POD_GROUPS)
+    store.upsert(POD_GROUPS, {**group(2), "status": {"state": "Admitted"}})
+    (after,) = store.all(POD_GROUPS)
+    assert after.value is before.value
+    assert (after.status["state"], after.version) == ("Admitted", 2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"generation": 2},
+        {"labels": {"a": "b"}},
+        {"annotations": {"a": "b"}},
+        {"deletionTimestamp": "2026-11-23T09:00:00Z"},
+    ],
+)
+def test_whatever_else_changes_is_read(change: dict[str, Any]) -> None:
+    store = Store()
+    store.upsert(POD_GROUPS, group(1))
+    changed = group(2, count=3)
+    changed["metadata"] |= change
+    store.upsert(POD_GROUPS, changed)
+    (after,) = store.all(POD_GROUPS)
+    assert after.value.spec.members[0].count == 3
+
+
+def test_equal_specs_are_one_and_different_ones_are_not() -> None:
+    store = Store()
+    for name, count in (("a", 1), ("b", 1), ("c", 2)):
+        manifest = group(1, uid=name, count=count)
+        manifest["metadata"]["name"] = name
+        store.upsert(POD_GROUPS, manifest)
+    a, b, c = (entry.value.spec for entry in store.all(POD_GROUPS))
+    assert a is b
+    assert (a.members[0].count, c.members[0].count) == (1, 2)
