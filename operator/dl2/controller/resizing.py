@@ -19,17 +19,22 @@ def ready(pods: Sequence[PodRecord], role: str) -> int:
     return sum(1 for p in pods if p.member == role and p.ready and not p.gated and not p.deleting)
 
 
+def _is_finished(pods: Sequence[PodRecord]) -> bool:
+    """Only a worker that has finished the training ends well of its own accord."""
+    return any(p.member == names.WORKER and p.phase == "Succeeded" and not p.deleting for p in pods)
+
+
 def can_train(pods: Sequence[PodRecord], roles: Sequence[Role]) -> bool:
-    """A job that takes members in as it runs needs the minimum of every role, no more."""
-    return all(
-        ready(pods, role.name) + sum(1 for p in pods if p.member == role.name and p.phase == "Succeeded")
-        >= role.min_count
-        for role in roles
-    )
+    """A job that takes members in as it runs needs the minimum of every role, no more; and nobody at its very end."""
+    if _is_finished(pods):
+        return True
+    return all(ready(pods, role.name) >= role.min_count for role in roles)
 
 
 def under_way(pods: Sequence[PodRecord], admitted: Mapping[str, int]) -> tuple[str, str] | None:
     """(reason, message) while members join or leave a job that goes on training; None: it has settled."""
+    if _is_finished(pods):
+        return None  # the training is finished; the others end, too
     joining = [(role, ready(pods, role), admitted.get(role, 0)) for role in SCALED]
     missing = [f"{have} of {want} {role}s have joined" for role, have, want in joining if have < want]
     leaving = [p for p in pods if p.member in SCALED and p.deleting and not p.gated and not p.finished]

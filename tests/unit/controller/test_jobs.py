@@ -517,6 +517,14 @@ def test_an_elastic_job_without_its_minimum_does_not_run() -> None:
     assert told(written, "Running")[0] is False
 
 
+def test_an_elastic_job_whose_members_end_one_by_one_runs_to_its_end() -> None:
+    held = group(SHAPE, SHAPE, more=[condition("PodsReady", False)])
+    ending = [pod("coordinator", 0, "running"), pod("server", 0, "released"), pod("worker", 0, "succeeded"),
+              pod("worker", 1, "released")]  # fmt: skip
+    written = status(keep(job(runtime="elastic", status=RUNS), *ending, held=held))
+    assert written["state"] == "Running"
+
+
 def test_the_last_scaling_is_what_the_coordinator_tells() -> None:
     resize = Resize(NOW, (1, 1), (3, 2), 12, "worker-1 and worker-2 join")
     entry = job(runtime="elastic", status=RUNS)
