@@ -1,0 +1,236 @@
+"""The elastic runtime against MXNet's own parameter server, in one run: `python benchmarks/runtime.py [--json FILE]`.
+
+Two workers and two servers on this machine's loopback train nothing: Gluon's Trainer pushes gradients and pulls
+parameters that the servers update (SGD with momentum), through `dist_sync` (ps-lite) and through `dl2` in turn.
+
+Figures:
+  ratio_SET          steps a second of dl2 over those of ps-lite, median step of each, runs in turn
+  add_servers_ms     how long the workers waited at the scaling clock, the longest of them, when 1, 2, 4, 6 servers
+                     joined a job of ResNet-50's size; 0: nobody had to wait
+  add_workers_ms     the same for 1, 2, 4 workers
+  restart_ms         the same job stopped at a checkpoint and started again: from the last step to the next
+It needs a Python with MXNet 1.9: DL2_MXNET_PYTHON, else one is made in ~/.cache/dl2/mxnet (pip).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKER = ROOT / "benchmarks" / "load" / "kvworker.py"
+REQUIREMENTS = ROOT / "images" / "mxnet-trainer" / "requirements.txt"
+STEPS = {"mlp": 300, "resnet50": 20, "1gb": 6}
+WARM = 2  # steps that do not count
+FOREVER = 1_000_000
+LIMIT = 240.0  # seconds for anything that is waited for
+
+
+def mxnet_python() -> str:
+    """Raises SystemExit that says what is missing."""
+    given = os.environ.get("DL2_MXNET_PYTHON")
+    cached = Path(os.environ.get("DL2_CACHE") or Path.home() / ".cache" / "dl2") / "mxnet"
+    python = given or str(cached / "bin" / "python")
+    if not given and not Path(python).exists():
+        subprocess.run([sys.executable, "-m", "venv", str(cached)], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", str(REQUIREMENTS)], check=True)
+    if subprocess.run([python, "-c", "import mxnet"], capture_output=True, check=False).returncode:
+        raise SystemExit(f"{python} has no MXNet; name a Python that has in DL2_MXNET_PYTHON")
+    return python
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(what: str, condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + LIMIT
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"not within {LIMIT:g} s: {what}")
+        time.sleep(0.05)
+    return found
+
+
+class Job:
+    """The processes of one job; gone when its block ends."""
+
+    def __init__(self, python: str, folder: Path, store: str, parameters: str, **environ: str) -> None:
+        self.python, self.folder, self.store, self.parameters = python, folder, store, parameters
+        self.port = free_port()
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self._logs: list[Path] = []
+        self.environ = {
+            **os.environ, "PYTHONPATH": str(ROOT / "runtime"), "OMP_NUM_THREADS": "1", "DL2_LOG_LEVEL": "WARNING",
+            "DL2_JOB": "bench", "DL2_COORDINATOR": f"127.0.0.1:{self.port}", "DL2_PORT": "0", "DL2_WORKERS": "2",
+            "DL2_SERVERS": "2", "DMLC_PS_ROOT_URI": "127.0.0.1", "DMLC_PS_ROOT_PORT": str(self.port),
+            "DMLC_NODE_HOST": "127.0.0.1", "DMLC_NUM_WORKER": "2", "DMLC_NUM_SERVER": "2", **environ,
+        }  # fmt: skip
+
+    def start(self, role: str, index: int, steps: int = FOREVER) -> Path:
+        """Start a member; returns the file that it prints to."""
+        log = self.folder / f"{self.store}-{role}-{index}-{len(self._logs)}.log"
+        self._logs.append(log)
+        own = {"DL2_ROLE": role, "DL2_INDEX": str(index)}
+        if self.store != "dl2":
+            own = {"DMLC_ROLE": {"coordinator": "scheduler"}.get(role, role)}
+        command = [str(WORKER), "--store", self.store, "--set", self.parameters, "--steps", str(steps)]
+        if role != "worker":
+            command = ["-m", "dl2_runtime"] if self.store == "dl2" else ["-c", "import mxnet"]
+        with log.open("wb") as out, Path(f"{log}.err").open("wb") as err:
+            process = subprocess.Popen(
+                [self.python, *command], env=self.environ | own, stdout=out, stderr=err
+            )
+        self.processes.append(process)
+        return log
+
+    def found(self, steps: int = FOREVER) -> list[Path]:
+        """Coordinator, two servers, two workers; returns the workers' logs."""
+        self.start("coordinator", 0)
+        for n in range(2):
+            self.start("server", n)
+        return [self.start("worker", n, steps) for n in range(2)]
+
+    def status(self) -> dict[str, Any]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/status", timeout=10) as answer:
+                return dict(json.load(answer))
+        except OSError:
+            return {}
+
+    def scale(self, **wish: int) -> None:
+        body = json.dumps(wish).encode()
+        urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/scale", body, timeout=10).close()
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.wait()
+        self.processes.clear()
+
+
+@contextmanager
+def job(python: str, store: str, parameters: str, **environ: str) -> Iterator[Job]:
+    with tempfile.TemporaryDirectory() as folder:
+        made = Job(python, Path(folder), store, parameters, **environ)
+        try:
+            yield made
+        finally:
+            made.stop()
+
+
+def times(log: Path) -> list[float]:
+    """When the steps of a worker ended."""
+    lines = log.read_text().splitlines()
+    return [json.loads(line)["at"] for line in lines if line.startswith('{"step"') and line.endswith("}")]
+
+
+def step_seconds(python: str, store: str, parameters: str, steps: int) -> float:
+    """Median step of both workers."""
+    with job(python, store, parameters) as running:
+        logs = running.found(steps)
+        until(
+            f"{steps} steps of {parameters} through {store}",
+            lambda: all(len(times(log)) >= steps for log in logs),
+        )
+        ends = [times(log)[WARM:] for log in logs]
+    return statistics.median(b - a for at in ends for a, b in pairwise(at))
+
+
+def ratio(python: str, parameters: str, rounds: int, scale: float) -> float:
+    steps = max(WARM + 3, round(STEPS[parameters] * scale))
+    measured: dict[str, list[float]] = {"dl2": [], "dist_sync": []}
+    for _ in range(rounds):
+        for store, found in measured.items():
+            found.append(step_seconds(python, store, parameters, steps))
+    ours, theirs = (statistics.median(found) for found in measured.values())
+    print(
+        f"{parameters:10} dl2 {1000 * ours:9.2f} ms a step   ps-lite {1000 * theirs:9.2f} ms   {theirs / ours:.2f}x"
+    )
+    return theirs / ours
+
+
+def pause(python: str, role: str, more: int) -> tuple[float, float]:
+    """(joining, leaving): milliseconds that the longest held-up worker waited at the scaling clock."""
+    with job(python, "dl2", "resnet50") as running:
+        running.found()
+        until("the job trains", lambda: running.status().get("round", 0) >= WARM)
+        joining, leaving = resize(running, role, 2 + more), resize(running, role, 2)
+    print(f"{more} {role}s join: {joining:.1f} ms, leave: {leaving:.1f} ms")
+    return joining, leaving
+
+
+def resize(running: Job, role: str, target: int) -> float:
+    running.scale(**{f"{role}s": target})
+    for n in range(2, target):
+        running.start(role, n)
+    step = until(f"{target} {role}s", lambda: _has(running, role, target))["round"]
+    until("steps after it", lambda: running.status().get("round", 0) >= step + 3)
+    return float(running.status()["last_scaling"]["pause_ms"])
+
+
+def _has(running: Job, role: str, count: int) -> dict[str, Any] | None:
+    status = running.status()
+    return status if status.get(f"{role}s") == count else None
+
+
+def restart(python: str) -> float:
+    """Milliseconds from the last step before SIGTERM to the first step of the job that goes on from the checkpoint."""
+    with tempfile.TemporaryDirectory() as saved:
+        environ = {"DL2_CHECKPOINT_DIR": saved}
+        with job(python, "dl2", "resnet50", **environ) as first:
+            logs = first.found()
+            until("the job trains", lambda: len(times(logs[0])) >= WARM)
+            for process in first.processes:
+                process.send_signal(signal.SIGTERM)
+            until("its end", lambda: all(process.poll() is not None for process in first.processes))
+            before = max(times(log)[-1] for log in logs)
+        with job(python, "dl2", "resnet50", **environ) as second:
+            logs = second.found()
+            until("the next step", lambda: all(times(log) for log in logs))
+            after = max(times(log)[0] for log in logs)
+    print(f"stopped at a checkpoint and started again: {1000 * (after - before):.0f} ms")
+    return 1000 * (after - before)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--quick", action="store_true", help="one round of a third of the steps")
+    options = parser.parse_args()
+    python = mxnet_python()
+    rounds, scale = (1, 0.3) if options.quick else (3, 1.0)
+    figures: dict[str, Any] = {
+        f"ratio_{parameters}": round(ratio(python, parameters, rounds, scale), 2) for parameters in STEPS
+    }
+    figures["add_servers_ms"] = [round(pause(python, "server", more)[0], 1) for more in (1, 2, 4, 6)]
+    figures["add_workers_ms"] = [round(pause(python, "worker", more)[0], 1) for more in (1, 2, 4)]
+    figures["restart_ms"] = round(restart(python))
+    for name, value in figures.items():
+        print(f"{name:16} {value}")
+    print(f"load average: {', '.join(f'{load:.1f}' for load in os.getloadavg())}")
+    if options.json:
+        options.json.write_text(json.dumps({"figures": figures}))
+
+
+if __name__ == "__main__":
+    main()
