@@ -35,7 +35,7 @@ class Resource:
         return "/".join(parts)
 
 
-_specs: dict[bytes, Any] = {}  # as read, by how they were printed
+_specs: dict[tuple[str, bytes], Any] = {}  # as read, by kind and how they were printed
 _MOST_SPECS = 4096
 
 
@@ -47,7 +47,8 @@ def _wish(raw: dict[str, Any]) -> Any:
     wish = parse({key: value for key, value in raw.items() if key != "status"})
     if len(_specs) >= _MOST_SPECS:
         _specs.clear()
-    return wish.model_copy(update={"spec": _specs.setdefault(orjson.dumps(raw.get("spec")), wish.spec)})
+    printed = raw["kind"], orjson.dumps(raw.get("spec"))
+    return wish.model_copy(update={"spec": _specs.setdefault(printed, wish.spec)})
 
 
 def _custom(kind: str, plural: str, namespaced: bool = True) -> Resource:

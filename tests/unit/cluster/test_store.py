@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dl2.api import names
-from dl2.cluster.resources import NODE_TOPOLOGIES, NODES, POD_GROUPS, PODS, TENANT_QUEUES
+from dl2.cluster.resources import NODE_TOPOLOGIES, NODES, POD_GROUPS, PODS, SCALING_POLICIES, TENANT_QUEUES
 from dl2.cluster.store import Store
 from dl2.scheduling.snapshot import Key
 from tests.unit.controller.objects import raw
@@ -202,3 +202,11 @@ def test_equal_specs_are_one_and_different_ones_are_not() -> None:
     a, b, c = (entry.value.spec for entry in store.all(POD_GROUPS))
     assert a is b
     assert (a.members[0].count, c.members[0].count) == (1, 2)
+
+
+def test_objects_of_two_kinds_that_ask_for_the_same_do_not_share_it() -> None:
+    store = Store()
+    store.upsert(TENANT_QUEUES, raw("TenantQueue", "q", {}, uid="q"))
+    store.upsert(SCALING_POLICIES, raw("ScalingPolicy", "p", {}, uid="p"))
+    (queue,), (policy,) = store.all(TENANT_QUEUES), store.all(SCALING_POLICIES)
+    assert (queue.value.spec.weight, policy.value.spec.stage) == (1, "Observe")
