@@ -20,7 +20,6 @@ import asyncio
 import json
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -40,6 +39,7 @@ from dl2.embedded.cluster import EmbeddedCluster
 from dl2.embedded.waiting import wait_until
 from load import podgroups
 from load.podgroups import CAPACITY, CLASSES, MAX_CPUS, MIN_CPUS, QUEUES, TREES, Load, Report, Server
+from load.ports import free_port
 
 # Kueue 0.19.2 with the same load on a machine of two cores; the goals.
 REFERENCE = {
@@ -100,9 +100,7 @@ class Operator:
 
     def __init__(self, cluster: EmbeddedCluster, log: Path) -> None:
         self.log = log
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.address = f"127.0.0.1:{free_port()}"
         command = [sys.executable, "-m", "dl2", "run", "--kubeconfig", str(cluster.kubeconfig)]
         with log.open("wb") as out:
             self._process = subprocess.Popen([*command, "--listen", self.address], stdout=out, stderr=out)

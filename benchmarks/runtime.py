@@ -18,18 +18,19 @@ import argparse
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from dl2.embedded.waiting import wait_until
+from load.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = ROOT / "benchmarks" / "load" / "kvworker.py"
@@ -51,21 +52,6 @@ def mxnet_python() -> str:
     if subprocess.run([python, "-c", "import mxnet"], capture_output=True, check=False).returncode:
         raise SystemExit(f"{python} has no MXNet; name a Python that has in DL2_MXNET_PYTHON")
     return python
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def until(what: str, condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + LIMIT
-    while not (found := condition()):
-        if time.monotonic() > deadline:
-            raise SystemExit(f"not within {LIMIT:g} s: {what}")
-        time.sleep(0.05)
-    return found
 
 
 class Job:
@@ -146,9 +132,10 @@ def step_seconds(python: str, store: str, parameters: str, steps: int) -> float:
     """Median step of both workers."""
     with job(python, store, parameters) as running:
         logs = running.found(steps)
-        until(
-            f"{steps} steps of {parameters} through {store}",
+        wait_until(
             lambda: all(len(times(log)) >= steps for log in logs),
+            f"{steps} steps of {parameters} through {store}",
+            LIMIT,
         )
         ends = [times(log)[WARM:] for log in logs]
     return statistics.median(b - a for at in ends for a, b in pairwise(at))
@@ -171,7 +158,7 @@ def pause(python: str, role: str, more: int) -> tuple[float, float]:
     """(joining, leaving): milliseconds that the longest held-up worker waited at the scaling clock."""
     with job(python, "dl2", "resnet50") as running:
         running.found()
-        until("the job trains", lambda: running.status().get("round", 0) >= WARM)
+        reach(running, WARM)
         joining, leaving = resize(running, role, 2 + more), resize(running, role, 2)
     print(f"{more} {role}s join: {joining:.1f} ms, leave: {leaving:.1f} ms")
     return joining, leaving
@@ -181,14 +168,13 @@ def resize(running: Job, role: str, target: int) -> float:
     running.scale(**{f"{role}s": target})
     for n in range(2, target):
         running.start(role, n)
-    step = until(f"{target} {role}s", lambda: _has(running, role, target))["round"]
-    until("steps after it", lambda: running.status().get("round", 0) >= step + 3)
+    wait_until(lambda: running.status().get(f"{role}s") == target, f"a job of {target} {role}s", LIMIT)
+    reach(running, running.status()["round"] + 3)
     return float(running.status()["last_scaling"]["pause_ms"])
 
 
-def _has(running: Job, role: str, count: int) -> dict[str, Any] | None:
-    status = running.status()
-    return status if status.get(f"{role}s") == count else None
+def reach(running: Job, step: int) -> None:
+    wait_until(lambda: running.status().get("round", 0) >= step, f"step {step}", LIMIT)
 
 
 def restart(python: str) -> float:
@@ -197,14 +183,16 @@ def restart(python: str) -> float:
         environ = {"DL2_CHECKPOINT_DIR": saved}
         with job(python, "dl2", "resnet50", **environ) as first:
             logs = first.found()
-            until("the job trains", lambda: len(times(logs[0])) >= WARM)
+            wait_until(lambda: len(times(logs[0])) >= WARM, "the first steps", LIMIT)
             for process in first.processes:
                 process.send_signal(signal.SIGTERM)
-            until("its end", lambda: all(process.poll() is not None for process in first.processes))
+            wait_until(
+                lambda: all(process.poll() is not None for process in first.processes), "the job's end", LIMIT
+            )
             before = max(times(log)[-1] for log in logs)
         with job(python, "dl2", "resnet50", **environ) as second:
             logs = second.found()
-            until("the next step", lambda: all(times(log) for log in logs))
+            wait_until(lambda: all(times(log) for log in logs), "the next step", LIMIT)
             after = max(times(log)[0] for log in logs)
     print(f"stopped at a checkpoint and started again: {1000 * (after - before):.0f} ms")
     return 1000 * (after - before)

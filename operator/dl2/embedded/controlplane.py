@@ -26,7 +26,7 @@ FRONT_PROXY = "front-proxy-client"
 BIN_PACKING = "dl2-bin-packing"
 # A GPU left idle costs more than a CPU left idle: fill nodes by GPUs first.
 BIN_PACKING_WEIGHTS = {"cpu": 1, "memory": 1, "nvidia.com/gpu": 5}
-# A test cluster has memory to spare and few cores: collecting garbage took a third of the API server's processor.
+# A test cluster has memory to spare and few cores, and Go's default spends much of them on collecting garbage.
 FEWER_COLLECTIONS = {"GOGC": "400", "GOMEMLIMIT": "3GiB"}
 GRACE = 50  # seconds without a heartbeat before a node counts as lost, where heartbeats are frequent
 
