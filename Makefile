@@ -39,7 +39,7 @@ fmt: $(STAMP)  ## rewrite the sources in the project's format
 unit: $(STAMP)  ## tests that need nothing but Python
 	$(BIN)/pytest tests/unit --numprocesses 2
 
-runtime: $(STAMP)  ## tests of the elastic runtime: real processes; those with MXNet are part of e2e
+runtime: $(STAMP)  ## tests of the elastic runtime: real processes; those with MXNet want DL2_MXNET_PYTHON
 	$(BIN)/pytest runtime/tests
 
 parts: packages $(STAMP)  ## binaries and images of the embedded cluster, where they are not cached

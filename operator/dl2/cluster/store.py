@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from dl2.api.base import Metadata, Model
+from dl2.api import Object
 from dl2.api.core import PodRecord
 from dl2.cluster.freshness import Freshness
 from dl2.cluster.resources import DL_JOBS, NODE_TOPOLOGIES, NODES, POD_GROUPS, PODS, SERVICES, Resource
@@ -239,9 +239,9 @@ class Store:
 
 def _asks_the_same(old: Entry, new: Entry, meta: Mapping[str, Any]) -> bool:
     """Only the status has changed, which is most of what happens to objects of ours: they are not parsed again."""
-    if old.value is None or not isinstance(old.value, Model) or not new.generation:
+    if not isinstance(old.value, Object) or not new.generation:
         return False
-    before: Metadata = old.value.metadata  # type: ignore[attr-defined]
+    before = old.value.metadata
     return (
         (old.generation, old.deleting, old.owner) == (new.generation, new.deleting, new.owner)
         and before.labels == (meta.get("labels") or {})

@@ -57,9 +57,8 @@ class Decisions:
             changed, self._unread = self._note_actions(), True
         return changed
 
-    def retold(self) -> set[Key]:
+    def retold(self, now: float) -> set[Key]:
         """Read, now and then, why groups wait and where in their queue: returns those of which it has changed."""
-        now = time.time()
         if not self._unread or now < self._read_again_at:
             return set()
         started = time.perf_counter()

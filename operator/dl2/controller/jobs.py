@@ -125,7 +125,7 @@ def _all_workers_succeeded(view: JobView, pods: Sequence[PodRecord], roles: Sequ
     """All that were admitted; all that are wanted where the job lost its admission in that very moment."""
     wanted = next((role.count for role in roles if role.name == names.WORKER), 0)
     done = [p for p in pods if p.member == names.WORKER and p.phase == "Succeeded"]
-    succeeded = sum(1 for p in done if not p.deleting)  # one that was sent away ends well, too
+    succeeded = sum(1 for p in done if not p.deleting)  # one that is sent away counts for nothing
     return 0 < view.admitted.get(names.WORKER, wanted) <= succeeded
 
 

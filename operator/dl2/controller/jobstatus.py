@@ -113,19 +113,13 @@ def _resize(
     progress: Progress | None,
 ) -> None:
     """Members come and go while the others train: it runs as long as its minimum does."""
-    pods_ready = now_conditions.true(JobCondition.RUNNING)
-    was_running = conditions.is_true(status["conditions"] or (), JobCondition.RUNNING)
-    if (
-        admitted
-        and not pods_ready
-        and (was_running or status["startTime"])
-        and resizing.can_train(pods, roles)
-    ):
+    all_ready, has_run = now_conditions.true(JobCondition.RUNNING), status["startTime"] is not None
+    if admitted and has_run and not all_ready and resizing.can_train(pods, roles):
         now_conditions.set(JobCondition.RUNNING, True, "Training", "its minimum is ready; others may join")
     change = resizing.under_way(pods, admitted) if now_conditions.true(JobCondition.RUNNING) else None
     reason, message = change or ("Settled", "everybody who was admitted has joined")
     now_conditions.set(JobCondition.SCALING, change is not None, reason, message)
-    status["lastScaling"] = resizing.hot(progress) or status["lastScaling"]
+    status["lastScaling"] = resizing.told_of(progress) or status["lastScaling"]
 
 
 class _Conditions:

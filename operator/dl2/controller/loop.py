@@ -93,10 +93,10 @@ class Controller:
         with structlog.contextvars.bound_contextvars(decision=identity):
             self._due |= dict.fromkeys(self._take_dirty(now))  # they stay due, should deciding fail
             self._due |= dict.fromkeys(self._decisions.renew(now))
-            self._later |= dict.fromkeys(self._decisions.retold())
+            self._later |= dict.fromkeys(self._decisions.retold(now))
             self._keep_all(now)
             for entry in self._store.all(TENANT_QUEUES):
-                self._keep_queue(entry.key, now)
+                self._keep_queue(entry, now)
             self._tell(now)
             self._due |= dict.fromkeys(self.applier.settle_due())
             self._export()
@@ -142,17 +142,19 @@ class Controller:
                 return
             del self._later[key]
             self._told[key] = clock
-            self._keep(key, now, tell=True)
+            queue = self._store.get(TENANT_QUEUES, *key)
+            if queue is not None:
+                self._keep_queue(queue, now, tell=True)
+            else:
+                self._keep(key, now, tell=True)
 
     def _keep(self, key: Key, now: float, tell: bool = False) -> None:
-        """Bring one name's DLJob and PodGroup forward, or one queue. An error here is that object's alone.
+        """Bring one name's DLJob and PodGroup forward. An error here is that object's alone.
 
         `tell`: what only people want to know is written too, and not put off.
         """
-        if not key.namespace:  # every pass looks at all queues
-            if tell:
-                self._keep_queue(key, now, tell)
-            return
+        if not key.namespace:
+            return  # a queue: every pass looks at all of them
         group, job = self._store.get(POD_GROUPS, *key), self._store.get(DL_JOBS, *key)
         self._wakes.pop(key, None)
         if group is None and job is None:
@@ -218,11 +220,9 @@ class Controller:
         )
         return groups.reconcile(view)
 
-    def _keep_queue(self, key: Key, now: float, tell: bool = False) -> None:
-        entry = self._store.get(TENANT_QUEUES, *key)
-        if entry is not None:
-            outcome = queues.reconcile(entry, self._decisions.plan, self._world.capacity, now)
-            self._carry_out(key, outcome, tell)
+    def _keep_queue(self, entry: Entry, now: float, tell: bool = False) -> None:
+        outcome = queues.reconcile(entry, self._decisions.plan, self._world.capacity, now)
+        self._carry_out(entry.key, outcome, tell)
 
     def _carry_out(self, key: Key, outcome: Outcome, tell: bool) -> None:
         for write in outcome.writes:

@@ -45,7 +45,7 @@ def under_way(pods: Sequence[PodRecord], admitted: Mapping[str, int]) -> tuple[s
     return None
 
 
-def hot(progress: Progress | None) -> dict[str, Any] | None:
+def told_of(progress: Progress | None) -> dict[str, Any] | None:
     """`lastScaling` as the coordinator tells it."""
     resize = progress.resize if progress else None
     if resize is None:

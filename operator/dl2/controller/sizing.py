@@ -5,14 +5,14 @@ A policy sizes jobs within what their queues may hold; whether and where they st
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 from dl2.api import DLJob, names
 from dl2.scaling.cutter import cut
 from dl2.scaling.interface import STOPPED, JobView, NodeView, Observation, Policy, Scale, SpeedSample
 from dl2.scheduling.decide import decide
-from dl2.scheduling.snapshot import CapacityMode, Group, Key, Node, Snapshot
+from dl2.scheduling.snapshot import CapacityMode, Group, Key, Snapshot
 
 INTERVAL = 60.0  # seconds, where no ScalingPolicy says otherwise
 _ENOUGH = 1 << 40
@@ -33,24 +33,21 @@ def sized(snapshot: Snapshot, jobs: Sizable, policy: Policy, interval: float = I
     """
     observation = observe(snapshot, jobs, interval)
     scales = cut(observation, policy.allocate(observation)).scales
-    minimum = {job.id: job.minimum for job in observation.jobs}
-    return _with_counts(snapshot, {
-        key: _at_least(scales.get(str(key), STOPPED), minimum[str(key)])
-        for key in jobs if str(key) in minimum
-    })  # fmt: skip
+    keys = {str(key): key for key in jobs}
+    given = {keys[job.id]: _at_least(scales.get(job.id, STOPPED), job.minimum) for job in observation.jobs}
+    return _with_counts(snapshot, given)
 
 
 def observe(snapshot: Snapshot, jobs: Sizable, interval: float) -> Observation:
     """What a policy sees of `snapshot`; groups that are not in `jobs` are other people's load."""
     groups = [g for g in snapshot.groups if g.key in jobs and not (g.error or g.finished or g.suspend)]
-    mine = {group.key for group in groups}
     budgets = _budgets(snapshot, groups, jobs)
     by_nodes = snapshot.capacity is CapacityMode.NODES
     return Observation(
         now=snapshot.now,
         interval=interval,
         jobs=tuple(_view(group, jobs[group.key]) for group in groups),
-        nodes=tuple(_node(node, snapshot.groups, mine) for node in snapshot.nodes if _usable(node))
+        nodes=_nodes(snapshot, {group.key for group in groups})
         if by_nodes
         else (_everything(groups, budgets),),
         budgets=budgets,
@@ -106,20 +103,23 @@ def _samples(job: DLJob, current: Scale) -> tuple[SpeedSample, ...]:
     return (SpeedSample(current, progress.steps_per_second / steps, progress.updated_at),)
 
 
-def _usable(node: Node) -> bool:
-    return node.ready and not node.unschedulable
-
-
-def _node(node: Node, groups: Sequence[Group], mine: set[Key]) -> NodeView:
-    """`free` counts as if none of `mine` ran."""
-    free = {name: amount - node.used_by_others.get(name, 0) for name, amount in node.allocatable.items()}
-    for group in groups:
-        if group.key not in mine:
-            for pod in group.pods:
-                if pod.node == node.name and not pod.finished:
-                    for name, amount in pod.requests.items():
-                        free[name] = free.get(name, 0) - amount
-    return NodeView(node.name, {name: max(0, amount) for name, amount in free.items()}, node.allocatable)
+def _nodes(snapshot: Snapshot, mine: Set[Key]) -> tuple[NodeView, ...]:
+    """The nodes where pods may start; `free` counts as if none of `mine` ran."""
+    usable = [node for node in snapshot.nodes if node.ready and not node.unschedulable]
+    free = {
+        node.name: {
+            name: amount - node.used_by_others.get(name, 0) for name, amount in node.allocatable.items()
+        }
+        for node in usable
+    }
+    for pod in (pod for group in snapshot.groups if group.key not in mine for pod in group.pods):
+        if pod.node in free and not pod.finished:
+            for name, amount in pod.requests.items():
+                free[pod.node][name] = free[pod.node].get(name, 0) - amount
+    return tuple(
+        NodeView(node.name, {name: max(0, left) for name, left in free[node.name].items()}, node.allocatable)
+        for node in usable
+    )
 
 
 def _everything(groups: Sequence[Group], budgets: Mapping[str, Mapping[str, int]]) -> NodeView:

@@ -26,9 +26,8 @@ class History:
     """What was seen while it went on: every reason for which a job waited, with its first message."""
 
     waited: dict[str, dict[str, str]] = field(default_factory=dict)
-    resizes: dict[tuple[str, str], Raw] = field(
-        default_factory=dict
-    )  # of the elastic job, by shape before and after
+    # of the elastic job, by shape before and after
+    resizes: dict[tuple[str, str], Raw] = field(default_factory=dict)
 
     def note(self, jobs: Iterable[Raw]) -> None:
         for job in jobs:

@@ -158,3 +158,25 @@ async def test_a_kind_that_is_not_served_has_no_objects_where_it_is_optional(tmp
         assert pages == [[]]
         with pytest.raises(ApiError, match="404"):
             [page async for page in client.list(NODES)]
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, None),
+        ({"http_proxy": "http://proxy:3128"}, "http://proxy:3128"),
+        ({"https_proxy": "http://proxy:3128"}, None),  # the API server of this test speaks plain HTTP
+        ({"http_proxy": "http://proxy:3128", "no_proxy": "127.0.0.1"}, None),
+        ({"http_proxy": "http://proxy:3128", "no_proxy": "*"}, None),
+    ],
+)
+async def test_the_proxy_of_the_environment_is_used_unless_it_excludes_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], expected: str | None
+) -> None:
+    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    write_kubeconfig(tmp_path / "config", 6443, "token")
+    assert (await module.load_configuration(Credentials(str(tmp_path / "config")))).proxy == expected
