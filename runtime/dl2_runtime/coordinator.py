@@ -239,6 +239,9 @@ class Coordinator:
     def _on_resumed(self, member: Member, message: wire.Message) -> None:
         self.scaling.resumed(message)
 
+    def _on_short(self, member: Member, message: wire.Message) -> None:
+        self.scaling.short(message)
+
     def _on_saved(self, member: Member, message: wire.Message) -> None:
         self.scaling.saved(member, message)
 
@@ -272,9 +275,6 @@ class Coordinator:
         link = self._links.get(member.id)
         if link is not None and why:
             self._refuse(link, why)
-        if member.role == WORKER:
-            for server in self.job.servers:
-                self._send(server.id, {"type": "drop", "worker": member.id})
         self.scaling.saver_gone(member)
         self.scaling.member_gone(member)
 
@@ -320,6 +320,10 @@ class Coordinator:
     # -- what follows --
 
     def _consider(self) -> None:
+        self._begin_due()
+        self.scaling.tell_dead()
+
+    def _begin_due(self) -> None:
         """Start the next transition if one is due."""
         if self.failure or self.reactor.stopped or not self.scaling.idle or self._rebuilding():
             return

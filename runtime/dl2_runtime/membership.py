@@ -255,7 +255,8 @@ class Membership:
         self._steps = message["steps"]
 
     def _on_prepare(self, message: wire.Message) -> None:
-        lead = min(MAX_LEAD, int(LEAD_SECONDS / self._round_seconds)) if self._round_seconds else 0
+        hurry = message.get("now") or not self._round_seconds
+        lead = 0 if hurry else min(MAX_LEAD, int(LEAD_SECONDS / self._round_seconds))
         self._stop = self.step + (self.in_round or self.claimed) + lead
         self._planned = int(message["version"])
         self._at_clock = False

@@ -19,10 +19,11 @@ from typing import Any, Callable
 
 from dl2_runtime import checkpoint, wire
 from dl2_runtime.job import Job, Member, counts
-from dl2_runtime.settings import SERVER, WORKER
+from dl2_runtime.settings import SERVER
 from dl2_runtime.view import View
 
 MAX_NOTES = 20
+MAX_NAMES = 50  # of parameters in a note
 
 log = logging.getLogger("dl2_runtime.coordinator")
 
@@ -54,6 +55,7 @@ class Scaling:
         self.last: dict[str, Any] = {}
         self.notes: deque[dict[str, Any]] = deque(maxlen=MAX_NOTES)  # what went wrong and what it cost
         self.counts: Counter[str] = Counter()
+        self._untold: list[str] = []  # dead workers that the servers still wait for
         self._saving: tuple[str, int, set[str], list[str]] | None = None
 
     @property
@@ -82,7 +84,7 @@ class Scaling:
         transition.step = view.step
         if save and self._job.settings.checkpoint_dir:
             transition.save = "?"  # the folder is named after the clock
-        self._job.broadcast(workers, {"type": "prepare", "version": view.version})
+        self._job.broadcast(workers, {"type": "prepare", "version": view.version, "now": bool(self._untold)})
         self.advance()
 
     def recover(self, view: View, lost: list[int], reason: str) -> None:
@@ -138,12 +140,19 @@ class Scaling:
             transition = self.current
 
     def member_gone(self, member: Member) -> None:
-        """A dead worker is not waited for; a dead server, or a newcomer that dies, undoes the transition."""
-        transition = self.current
+        """A dead worker is not waited for; a dead server, or a newcomer that dies, undoes the transition.
+
+        So does a worker's death before the clock: rounds up to it would be without that worker's share.
+        """
+        present, transition = self._job.view, self.current
+        old_worker = present is not None and member.id in present.workers
+        if old_worker:
+            self._untold.append(member.id)
         if transition is None:
             return
-        present = self._job.view
-        old_worker = member.role == WORKER and present is not None and member.id in present.workers
+        if old_worker and not member.done and transition.phase in ("promise", "clock"):
+            self.abort(f"{member.id} is gone")
+            return
         if not old_worker and (
             member.id in transition.view.servers
             or member.id in transition.view.workers
@@ -153,6 +162,28 @@ class Scaling:
             return
         transition.waiting.discard(member.id)
         self.advance()
+
+    def tell_dead(self) -> None:
+        """Let the round under way end without the dead: not before the others promised to begin no further one."""
+        if self.current is not None and self.current.phase not in ("clock", "move"):
+            return
+        for worker in self._untold:
+            self._job.broadcast(self._job.servers, {"type": "drop", "worker": worker})
+        self._untold.clear()
+
+    def short(self, message: wire.Message) -> None:
+        """A server finished a round of one chunk without the share of workers that died: say so with their death."""
+        key = self._job.table.chunks[int(message["chunk"])].key
+        for worker, rank in message["ranks"].items():
+            note = next((n for n in reversed(self.notes) if n.get("member") == worker), None)
+            if note is None:
+                continue  # it finished its training
+            share = {"round": message["round"], "rank": rank, "workers": message["workers"]}
+            lost = note.setdefault("lost_shares", [])
+            if not lost or any(lost[-1][name] != value for name, value in share.items()):
+                lost.append({**share, "parameters": []})
+            if key not in lost[-1]["parameters"] and len(lost[-1]["parameters"]) < MAX_NAMES:
+                lost[-1]["parameters"].append(key)
 
     def expire(self, now: float) -> None:
         transition = self.current

@@ -352,11 +352,19 @@ class Server:
         rule = self._rules[slot.waiting[-1]]
         if rule.name != "sum" and slot.value is None:
             return  # a worker will bring it
+        if len(slot.got) < len(self._view.workers):
+            self._say_short(slot)
         outcome = slot.finish(rule, self._buffers)
         for link in slot.waiting:
             self._answer(link, slot, outcome)
         slot.waiting.clear()
         self._settle_pulls(slot)
+
+    def _say_short(self, slot: Slot) -> None:
+        workers = self._view.workers
+        ranks = {name: rank for rank, name in enumerate(workers) if name not in slot.got}
+        message = {"type": "short", "round": slot.round, "chunk": slot.number}
+        self._control.tell({**message, "ranks": ranks, "workers": len(workers)})
 
     def _apply_now(self, link: wire.Link, slot: Slot, rule: Rule, worker: str, step: int, grad: Any) -> None:
         if slot.value is None:

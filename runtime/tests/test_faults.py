@@ -9,13 +9,31 @@ import struct
 import pytest
 import trainee
 from harness import Cluster, wait_for
-from test_job import alone, assert_same
+from test_job import alone, assert_same, lost_shares
 
 from dl2_runtime import wire
 from dl2_runtime.settings import Settings
 
 OPTIONS = ("--steps", "110", "--seconds", "0.02")
 PLAIN = (*OPTIONS, "--momentum", "0")  # without state that dies with a server
+
+
+@pytest.mark.parametrize("pace", ["0", "0.02"], ids=["fast", "slow"])
+def test_a_worker_that_dies_takes_its_share_of_one_round_and_the_job_says_which(tmp_path, pace):
+    """Fast rounds too: the others begin none that is shared out to the dead."""
+    options = ("--steps", "200", "--seconds", pace)
+    with Cluster(tmp_path, DL2_WORKERS="3", DL2_SERVERS="2") as job:
+        servers = [job.server(0), job.server(1)]
+        workers = [job.worker(n, *options) for n in range(2)]
+        job.worker(2, *options, "--crash-at", "40")
+        job.await_size(2, 2)
+        job.await_step(42)
+        lost = lost_shares(job)
+        assert [sorted(share.pop("parameters")) for share in lost] == [["b", "big", "w"]]
+        assert lost == [{"round": 40, "rank": 2, "workers": 3}]
+        lost[0]["parameters"] = ["b", "big", "w"]
+        expect_end(job, *workers, *servers)
+        assert_same(job.parameters(0), alone(200, lost=lost))
 
 
 def expect_end(job: Cluster, *processes) -> None:

@@ -10,8 +10,8 @@ from harness import Cluster
 from dl2_runtime.optimizers import Rule, apply
 
 
-def alone(steps: int, big: int = 100_000, rule: str = "sgd", momentum: float = 0.9):
-    """The same training without any runtime."""
+def alone(steps: int, big: int = 100_000, rule: str = "sgd", momentum: float = 0.9, lost=()):
+    """The same training without any runtime, and without the shares that a job says it `lost`."""
     parameters = trainee.initial(big)
     features, targets = trainee.data()
     used = Rule(
@@ -29,9 +29,19 @@ def alone(steps: int, big: int = 100_000, rule: str = "sgd", momentum: float = 0
         np.random.RandomState(epoch).shuffle(order)
         mine = order[number * trainee.BATCH : (number + 1) * trainee.BATCH]
         grads = trainee.gradients(parameters, features, targets, mine, step, 0)
+        for share in (share for share in lost if share["round"] == step):
+            low, high = (trainee.BATCH * (share["rank"] + n) // share["workers"] for n in (0, 1))
+            gone = trainee.gradients(parameters, features, targets, mine[low:high], step, 0)
+            for name in share["parameters"]:
+                grads[name] = grads[name] - gone[name]
         for name, grad in grads.items():
             apply(used, name, parameters[name], grad.astype(float), states[name], step + 1)
     return parameters
+
+
+def lost_shares(job: Cluster):
+    """What the coordinator says that deaths cost."""
+    return [share for note in job.status()["notes"] for share in note.get("lost_shares", ())]
 
 
 def assert_same(found, expected, tolerance: float = 1e-9) -> None:

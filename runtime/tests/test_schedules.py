@@ -9,7 +9,7 @@ from pathlib import Path
 from harness import Cluster
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_job import alone, assert_same
+from test_job import alone, assert_same, lost_shares
 
 STEPS = 90
 events = st.lists(
@@ -17,8 +17,10 @@ events = st.lists(
 )
 
 
-def play(job: Cluster, schedule: list[str]) -> None:
-    """Member 0 of each role stays; others come and go, a few rounds apart. Without momentum no crash costs anything."""
+def play(job: Cluster, schedule: list[str]):
+    """Member 0 of each role stays; others come and go, a few rounds apart. Without momentum no server's death costs
+    anything. Returns what the workers' deaths cost.
+    """
     options = ("--steps", str(STEPS), "--seconds", "0.02", "--big", "40000", "--momentum", "0")
     crew = {"worker": [job.worker(0, *options)], "server": [job.server(0)]}
     job.await_step(2)
@@ -30,9 +32,12 @@ def play(job: Cluster, schedule: list[str]) -> None:
         elif len(crew[role]) > 1:
             crew[role].pop().signal(signal.SIGKILL if event == "crash" else signal.SIGTERM)
         job.await_step(2 + 8 * number)
+    job.await_step(STEPS - 20)
+    lost = lost_shares(job)
     assert [process.wait() for process in (*crew["worker"], *crew["server"])] == [0] * sum(
         map(len, crew.values())
     )
+    return lost
 
 
 @given(events)
@@ -41,5 +46,5 @@ def play(job: Cluster, schedule: list[str]) -> None:
 )
 def test_any_schedule_ends_with_the_parameters_of_an_undisturbed_run(schedule):
     with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder)) as job:
-        play(job, schedule)
-        assert_same(job.parameters(0), alone(STEPS, big=40000, momentum=0.0))
+        lost = play(job, schedule)
+        assert_same(job.parameters(0), alone(STEPS, big=40000, momentum=0.0, lost=lost))
