@@ -194,6 +194,24 @@ def test_pods_of_a_foreign_job_end_and_those_in_a_group_run_on(
     assert grouped["status"].get("ready") == 1
 
 
+def test_a_pod_is_ready_again_after_its_node_was_silent(place: Namespace, simulated_nodes: Nodes) -> None:
+    """The node controller takes the condition away, as it does here; a kubelet gives it back, and so must kwok."""
+    simulated_nodes(1)
+    place.create(pod("trainer"))
+    place.wait("pod/trainer", "condition=Ready")
+    before = place.get("pod", "trainer")
+    silent = json.dumps({"status": {"conditions": [{"type": "Ready", "status": "False"}]}})
+    place.kubectl("patch", "pod", "trainer", "--subresource=status", "--type=strategic", f"--patch={silent}")
+    place.wait("pod/trainer", "condition=Ready")
+    after = place.get("pod", "trainer")
+    assert before is not None
+    assert after is not None
+    assert after["status"]["startTime"] == before["status"]["startTime"]
+    assert {c["type"]: c["status"] for c in after["status"]["conditions"]} == {
+        c["type"]: c["status"] for c in before["status"]["conditions"]
+    }
+
+
 def test_a_deleted_pod_vanishes(place: Namespace, simulated_nodes: Nodes) -> None:
     simulated_nodes(1)
     place.create(pod("trainer", terminationGracePeriodSeconds=600))

@@ -235,6 +235,18 @@ def stages(heartbeat: int) -> list[dict[str, Any]]:
             ],
             status=POD_RUNNING,
         ),
+        # The node controller takes a pod's readiness away when its node is silent; a kubelet would give it back.
+        _stage(
+            "pod-ready-again",
+            "Pod",
+            [
+                (".metadata.deletionTimestamp", "DoesNotExist", []),
+                (".status.phase", "In", ["Running"]),
+                (READY_STATUS, "In", ["False"]),
+                (CONTAINERS_READY_STATUS, "In", ["True"]),
+            ],
+            status=POD_READY_AGAIN,
+        ),
         _stage(
             "pod-complete",
             "Pod",
@@ -251,6 +263,7 @@ def stages(heartbeat: int) -> list[dict[str, Any]]:
 
 
 READY_STATUS = '.status.conditions.[] | select( .type == "Ready" ) | .status'
+CONTAINERS_READY_STATUS = '.status.conditions.[] | select( .type == "ContainersReady" ) | .status'
 
 
 def _stage(
@@ -375,6 +388,13 @@ podIPs:
 - ip: {{ . | Quote }}
 {{ end }}
 {{ end }}
+"""
+
+POD_READY_AGAIN = """\
+conditions:
+- type: Ready
+  status: "True"
+  lastTransitionTime: {{ Now | Quote }}
 """
 
 POD_SUCCEEDED = """\
