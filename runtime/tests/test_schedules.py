@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import tempfile
 from pathlib import Path
@@ -48,3 +49,30 @@ def test_any_schedule_ends_with_the_parameters_of_an_undisturbed_run(schedule):
     with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder)) as job:
         lost = play(job, schedule)
         assert_same(job.parameters(0), alone(STEPS, big=40000, momentum=0.0, lost=lost))
+
+
+def test_twenty_resizes_end_with_the_parameters_of_an_unresized_run(tmp_path):
+    """With momentum: the optimizer's state moves along. Between 1 and 4 of each role, one after the other."""
+    steps, choose = 1200, random.Random(5)
+    options = ("--steps", str(steps), "--seconds", "0.02", "--big", "40000")
+    with Cluster(tmp_path) as job:
+        start = {"worker": lambda n: job.worker(n, *options), "server": job.server}
+        crew = {role: [start[role](0)] for role in start}
+        left = []
+        job.await_size(1, 1)  # else the first newcomer may be a founder
+        for _ in range(20):
+            role = choose.choice(["worker", "server"])
+            size = len(crew[role])
+            if size == 1 or (size < 4 and choose.random() < 0.6):
+                crew[role].append(start[role](size))
+            else:
+                left.append(crew[role].pop())
+                left[-1].signal(signal.SIGTERM)
+            job.await_size(len(crew["worker"]), len(crew["server"]))
+        status = job.status()
+        assert status["round"] < steps  # all of it happened while the job trained
+        assert status["counts"] == {"committed": 21}  # each at once: nothing undone, nobody lost
+        assert [process.wait() for process in left] == [143] * len(left)
+        assert {process.wait() for process in (*crew["worker"], *crew["server"])} == {0}
+        for n in range(len(crew["worker"])):
+            assert_same(job.parameters(n), alone(steps, big=40000))
