@@ -17,6 +17,7 @@ from typing import Any, Callable
 import numpy as np
 
 HERE = Path(__file__).parent
+PYTHON = os.environ.get("DL2_RUNTIME_PYTHON", sys.executable)  # what members run on
 TRAINEE = HERE / "trainee.py"
 LIMIT = 40.0  # seconds for anything a test waits for
 
@@ -105,7 +106,7 @@ class Cluster:
                 print(f"---- {process.name}\n{process.text()[-2500:]}")
 
     def _start(self, name: str, role: str, index: int, command: list[str], **environ: str) -> Process:
-        return self.run(name, role, index, [sys.executable, *command], **environ)
+        return self.run(name, role, index, [PYTHON, *command], **environ)
 
     def run(self, name: str, role: str, index: int, command: list[str], **environ: str) -> Process:
         self._started += 1
