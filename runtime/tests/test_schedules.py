@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_job import alone, assert_same, lost_shares
 
-STEPS = 90
+STEPS = 150
 events = st.lists(
     st.sampled_from(["+worker", "+server", "-worker", "-server", "crash"]), min_size=2, max_size=4
 )
@@ -33,7 +33,7 @@ def play(job: Cluster, schedule: list[str]):
         elif len(crew[role]) > 1:
             crew[role].pop().signal(signal.SIGKILL if event == "crash" else signal.SIGTERM)
         job.await_step(2 + 8 * number)
-    job.await_step(STEPS - 20)
+    job.await_step(STEPS - 60)  # every event is over, and the job is there to be asked
     lost = lost_shares(job)
     assert [process.wait() for process in (*crew["worker"], *crew["server"])] == [0] * sum(
         map(len, crew.values())

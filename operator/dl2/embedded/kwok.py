@@ -262,8 +262,12 @@ def stages(heartbeat: int) -> list[dict[str, Any]]:
     ]
 
 
-READY_STATUS = '.status.conditions.[] | select( .type == "Ready" ) | .status'
-CONTAINERS_READY_STATUS = '.status.conditions.[] | select( .type == "ContainersReady" ) | .status'
+def _status_of(condition: str) -> str:
+    return f'.status.conditions.[] | select( .type == "{condition}" ) | .status'
+
+
+READY_STATUS = _status_of("Ready")
+CONTAINERS_READY_STATUS = _status_of("ContainersReady")
 
 
 def _stage(
