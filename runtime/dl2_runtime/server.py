@@ -154,7 +154,7 @@ class Server:
                 return
             plan.links = {server: self._reactor.attach(sock, server) for server, sock in socks.items()}
             slots = [*self._slots.values(), *plan.staged.values()]
-            step = max((slot.version for slot in slots), default=0)
+            step = max((max(slot.version, slot.value_at) for slot in slots), default=0)
             self._control.tell({"type": "planned", "version": plan.view.version, "step": max(step, 0)})
 
         self._reactor.call(planned)
@@ -373,6 +373,7 @@ class Server:
         slot.add(worker, step, grad)
         outcome = slot.finish(rule, self._buffers)
         slot.version = version  # rounds differ by worker here, so none is over for all
+        slot.value_at = max(slot.value_at, step + 1)
         self._answer(link, slot, outcome.copy())  # another worker may change it while this is being sent
 
     def _answer(self, link: wire.Link, slot: Slot, array: Any) -> None:

@@ -66,7 +66,9 @@ class Slot:
         self.value: Array | None = None
         self.state: State = {}
         self.version = -1
-        self.value_at = -1  # the step that the value is for; behind `version` where workers keep the values
+        # The step that the value is for: behind `version` where workers keep the values, ahead of it where they push
+        # asynchronously.
+        self.value_at = -1
         self.updates = 0
         self.sum: Array | None = None  # flat, of this dtype
         self.round = -1

@@ -83,6 +83,53 @@ def test_the_only_server_dies_and_a_new_one_takes_its_place(tmp_path):
         assert_same(job.parameters(0), alone(110, momentum=0.0))
 
 
+@pytest.mark.parametrize("victim", ["giver", "taker"])
+def test_a_server_that_dies_while_chunks_move_costs_no_update(tmp_path, victim):
+    """The taker stands still in the middle of the move, so the death of either surely falls into it."""
+    options = ("--steps", "8", "--compute", "1", "--trace", "--momentum", "0", "--big", "4000000")
+    with Cluster(tmp_path, DL2_WORKERS="2", DL2_SERVERS="2", DL2_DEAD_AFTER_SECONDS="8") as job:
+        giver, other = [job.server(n) for n in range(2)]
+        workers = [job.worker(n, *options) for n in range(2)]
+        job.await_size(2, 2)
+        job.scale(servers=4)  # holds the newcomer until we want it
+        taker = job.server(2)
+        wait_for("the newcomer is known", lambda: len(job.status()["members"]) == 5)
+        seen = workers[0].text().count('"step"')
+        wait_for("a round begins", lambda: workers[0].text().count('"step"') > seen)
+        job.scale(servers=3)
+        wait_for("the move is planned", lambda: waits_for(job, "clock") in (["worker"], ["worker"] * 2))
+        taker.signal(signal.SIGSTOP)
+        wait_for("chunks move", lambda: waits_for(job, "move") == ["server"])
+        {"giver": giver, "taker": taker}[victim].kill()
+        taker.signal(signal.SIGCONT)
+        wait_for("the move is undone", lambda: job.status()["counts"].get("undone") == 1)
+        job.await_step(seen + 3)
+        lost = [note["chunks"] for note in job.status()["notes"] if note.get("repeated_steps") == 1]
+        assert [count > 0 for count in lost] == {"giver": [True], "taker": []}[victim]
+        expect_end(job, *workers, other, {"giver": taker, "taker": giver}[victim])
+        for n in range(2):
+            assert_same(job.parameters(n), alone(8, big=4_000_000, momentum=0.0))
+
+
+def waits_for(job: Cluster, phase: str) -> list[str] | None:
+    """The roles of whom a transition in this phase waits for; None in another phase."""
+    scaling = job.status().get("scaling") or {}
+    return [name.partition("-")[0] for name in scaling["waiting"]] if scaling.get("phase") == phase else None
+
+
+def test_a_worker_that_is_slow_changes_nothing(tmp_path):
+    """It computes for longer than it may be silent, now and then."""
+    with Cluster(tmp_path, DL2_WORKERS="2", DL2_SERVERS="2") as job:
+        servers = [job.server(n) for n in range(2)]
+        workers = [
+            job.worker(0, "--steps", "12"),
+            job.worker(1, "--steps", "12", "--compute", "2", "--compute-every", "6"),
+        ]
+        expect_end(job, *workers, *servers)
+        for n in range(2):
+            assert_same(job.parameters(n), alone(12))
+
+
 @pytest.mark.parametrize("first", ["workers", "servers"])
 def test_a_coordinator_that_starts_again_takes_the_job_over(tmp_path, first):
     """Servers know no chunk's home that was declared after their view began: whoever comes back first, workers tell."""

@@ -10,8 +10,19 @@ from harness import Cluster
 from dl2_runtime.optimizers import Rule, apply
 
 
-def alone(steps: int, big: int = 100_000, rule: str = "sgd", momentum: float = 0.9, lost=()):
-    """The same training without any runtime, and without the shares that a job says it `lost`."""
+def alone(
+    steps: int,
+    big: int = 100_000,
+    rule: str = "sgd",
+    momentum: float = 0.9,
+    lost=(),
+    workers: int = 1,
+    sent=lambda rank, name, grad: grad,
+):
+    """The same training without any runtime, and without the shares that a job says it `lost`.
+
+    `sent` makes of the gradient that each of `workers` computes what reaches the servers.
+    """
     parameters = trainee.initial(big)
     features, targets = trainee.data()
     used = Rule(
@@ -27,15 +38,22 @@ def alone(steps: int, big: int = 100_000, rule: str = "sgd", momentum: float = 0
         epoch, number = divmod(step, per_epoch)
         order = np.arange(trainee.EXAMPLES)
         np.random.RandomState(epoch).shuffle(order)
-        mine = order[number * trainee.BATCH : (number + 1) * trainee.BATCH]
-        grads = trainee.gradients(parameters, features, targets, mine, step, 0)
+        batch = order[number * trainee.BATCH : (number + 1) * trainee.BATCH]
+
+        def gradients(rank: int, workers: int, batch=batch, step=step):
+            low, high = (trainee.BATCH * (rank + n) // workers for n in (0, 1))
+            return trainee.gradients(parameters, features, targets, batch[low:high], step, rank)
+
+        total = dict.fromkeys(parameters, 0.0)
+        for rank in range(workers):
+            for name, grad in gradients(rank, workers).items():
+                total[name] = total[name] + sent(rank, name, grad)
         for share in (share for share in lost if share["round"] == step):
-            low, high = (trainee.BATCH * (share["rank"] + n) // share["workers"] for n in (0, 1))
-            gone = trainee.gradients(parameters, features, targets, mine[low:high], step, 0)
+            gone = gradients(share["rank"], share["workers"])
             for name in share["parameters"]:
-                grads[name] = grads[name] - gone[name]
-        for name, grad in grads.items():
-            apply(used, name, parameters[name], grad.astype(float), states[name], step + 1)
+                total[name] = total[name] - gone[name]
+        for name, grad in total.items():
+            apply(used, name, parameters[name], grad, states[name], step + 1)
     return parameters
 
 

@@ -58,6 +58,8 @@ def train(worker: Worker, options, parameters) -> None:
         )
         if options.crash_at is not None and position.step >= options.crash_at:
             signal.raise_signal(signal.SIGKILL)
+        if options.compute and position.step % options.compute_every == 0:
+            time.sleep(options.compute)
         if options.rule == "sum":
             worker.pushpull(grads)
             for name, total in grads.items():
@@ -77,9 +79,14 @@ def main() -> None:
     parser.add_argument("--rule", default="sgd")
     parser.add_argument("--momentum", type=float, default=0.9)
     parser.add_argument("--big", type=int, default=100_000)
-    parser.add_argument("--seconds", type=float, default=0.0)
+    parser.add_argument("--seconds", type=float, default=0.0, help="to sleep between two rounds")
+    parser.add_argument(
+        "--compute", type=float, default=0.0, help="seconds that a gradient takes, within a round"
+    )
+    parser.add_argument("--compute-every", type=int, default=1, help="of so many rounds one is that slow")
     parser.add_argument("--crash-at", type=int)
     parser.add_argument("--compression", default="none")
+    parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--asynchronous", action="store_true")
     parser.add_argument("--trace", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -94,7 +101,7 @@ def main() -> None:
         rescale_grad=1 / BATCH,
         asynchronous=options.asynchronous,
     )
-    worker.compressor = Compressor(options.compression)
+    worker.compressor = Compressor(options.compression, options.threshold)
     worker.leave_on_sigterm()
     with worker:
         worker.init(parameters)
