@@ -27,6 +27,7 @@ T = TypeVar("T")
 PATHS = {
     "TenantQueue": ("/apis/dl2.dev/v1alpha1", "tenantqueues", False),
     "PodGroup": ("/apis/dl2.dev/v1alpha1", "podgroups", True),
+    "ScalingPolicy": ("/apis/dl2.dev/v1alpha1", "scalingpolicies", False),
     "DLJob": ("/apis/dl2.dev/v1alpha1", "dljobs", True),
     "Pod": ("/api/v1", "pods", True),
     "Service": ("/api/v1", "services", True),

@@ -36,6 +36,8 @@ STATUS_URL: Final = (
 )
 RELEASED: Final = "dl2.dev/released"  # annotation of a pod whose gate the operator has taken away
 
+SCALED_BY: Final = "dl2.dev/scaled-by"  # annotation of a PodGroup: the scaling policy that chose its counts
+
 GATE: Final = "dl2.dev/admission"  # the scheduling gate that holds a pod until its group is admitted
 FIELD_MANAGER: Final = "dl2"
 
@@ -65,6 +67,11 @@ class JobCondition(StrEnum):
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     SUSPENDED = "Suspended"
+
+
+class PolicyCondition(StrEnum):
+    READY = "Ready"
+    ROLLED_BACK = "RolledBack"
 
 
 class GroupState(StrEnum):

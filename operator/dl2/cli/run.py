@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 from uuid import uuid4
 
@@ -17,7 +18,7 @@ import typer
 from dl2.cli import logs
 from dl2.cluster.client import ApiError, Credentials, KubeClient
 from dl2.cluster.leader import Lease, lead
-from dl2.cluster.resources import NATIVE_POD_GROUPS, WATCHED
+from dl2.cluster.resources import NATIVE_POD_GROUPS, SCALING_POLICIES, WATCHED
 from dl2.cluster.resync import Resync
 from dl2.cluster.store import Store
 from dl2.controller.loop import Controller
@@ -53,6 +54,7 @@ def run(
     trust_status_url: Annotated[bool, typer.Option("--trust-status-url", envvar="DL2_TRUST_STATUS_URL", help="Ask simulated coordinators at the URL in their annotation dl2.dev/status-url. For test clusters.")] = False,
     resync_seconds: Annotated[float, typer.Option(envvar="DL2_RESYNC_SECONDS", min=1, help="LIST everything again this often.")] = 120,
     progress_seconds: Annotated[float, typer.Option(envvar="DL2_PROGRESS_SECONDS", min=0.2, help="Ask every coordinator this often.")] = 5,
+    decision_log: Annotated[Path | None, typer.Option(envvar="DL2_DECISION_LOG", help="File of the decision log that `dl2 explain` reads; default: kept in memory only.")] = None,
     concurrency: Annotated[int, typer.Option(envvar="DL2_CONCURRENCY", min=1, max=256, help="Writes in flight.")] = 32,
 ) -> None:  # fmt: skip
     """Run the operator until SIGTERM or SIGINT."""
@@ -67,7 +69,9 @@ def run(
     host, _, port = listen.rpartition(":")
     if not port.isdigit():
         raise typer.BadParameter(f"{listen!r} is not HOST:PORT", param_hint="--listen")
-    operator = Operator(Credentials(kubeconfig, context), settings, host or "127.0.0.1", int(port))
+    operator = Operator(
+        Credentials(kubeconfig, context), settings, host or "127.0.0.1", int(port), decision_log
+    )
     lease = Lease.lasting(lease_seconds, lease_namespace) if leader_elect else None
     _collect_rarely()
     try:
@@ -86,8 +90,11 @@ def _collect_rarely() -> None:
 class Operator:
     """One process: web server from the start; watching and deciding once it leads."""
 
-    def __init__(self, credentials: Credentials, settings: Settings, host: str, port: int) -> None:
+    def __init__(
+        self, credentials: Credentials, settings: Settings, host: str, port: int, decision_log: Path | None
+    ) -> None:
         self._credentials, self._settings = credentials, settings
+        self._decision_log = decision_log
         self._metrics, self._store = Metrics(), Store()
         self._controller: Controller | None = None
         self._resync: Resync | None = None
@@ -131,6 +138,7 @@ class Operator:
                 asyncio.create_task(self._watches.run()),
                 asyncio.create_task(controller.collector.run()),
                 asyncio.create_task(controller.recorder.run()),
+                asyncio.create_task(self._scale(controller)),
                 asyncio.create_task(resync.run(self._settings.resync_seconds)),
             ]
             try:
@@ -142,6 +150,14 @@ class Operator:
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks, timeout=SHUTDOWN_SECONDS)
+
+    async def _scale(self, controller: Controller) -> None:
+        """Policies and what they compute with are loaded where there is a ScalingPolicy, and nowhere else."""
+        while not self._store.count(SCALING_POLICIES):  # noqa: ASYNC110 - a second does not matter
+            await asyncio.sleep(1.0)
+        from dl2.controller.scaler import Scaler, decision_log
+
+        await Scaler(self._store, controller, self._metrics, decision_log(self._decision_log)).run()
 
     # -- probes -------------------------------------------------------------------------------------------------------
     def _health(self) -> str:

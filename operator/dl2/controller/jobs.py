@@ -51,6 +51,7 @@ class JobView:
     rejection: str = ""
     creating: frozenset[str] = frozenset()  # names of pods whose creation is under way
     token: str = ""  # a fresh random one, for a job that has none yet
+    scaled_by: str = ""  # the scaling policy that chose its shape
 
     @property
     def group_status(self) -> Mapping[str, Any]:
@@ -87,8 +88,9 @@ def reconcile(view: JobView) -> Outcome:
             _keep_pods(view, roles, outcome)
     hot = None if view.framework.restarts_together else view.admitted
     status = job_status(
-        view.entry, view.job, view.group_status, view.own_pods, roles, report, view.progress, view.now, hot
-    )
+        view.entry, view.job, view.group_status, view.own_pods, roles, report, view.progress, view.now, hot,
+        view.scaled_by,
+    )  # fmt: skip
     put_status(outcome, DL_JOBS, view.entry, status, OWNED)
     return outcome
 
@@ -245,7 +247,7 @@ def _ensure_group(view: JobView, roles: Sequence[Role], outcome: Outcome) -> Non
         "name": view.entry.name,
         "namespace": view.entry.namespace,
         "labels": {names.LABEL_JOB: view.entry.name},
-        "annotations": {SPEC_HASH: digest},
+        "annotations": {SPEC_HASH: digest} | ({names.SCALED_BY: view.scaled_by} if view.scaled_by else {}),
         "ownerReferences": [_owner(view)],
     }
     if view.group is not None:

@@ -50,10 +50,12 @@ def job_status(
     progress: Progress | None,
     now: float,
     hot: Mapping[str, int] | None = None,
+    scaled_by: str = "",
 ) -> dict[str, Any]:
     """All fields in OWNED; None means absent.
 
     `hot`: the admitted pods by role of a job whose members join and leave as it trains; None: it starts only whole.
+    `scaled_by`: the scaling policy that chose its shape, if one did.
     """
     old = entry.status
     status: dict[str, Any] = {key: old.get(key) for key in OWNED}
@@ -79,6 +81,8 @@ def job_status(
             _restart(status, conditions_now, old, roles, report, now)
         else:
             _resize(status, conditions_now, pods, roles, hot, progress)
+            if scaled_by and status["lastScaling"]:
+                status["lastScaling"] = {**status["lastScaling"], "policy": scaled_by}
         _follow(status, job, progress, conditions_now.true(JobCondition.RUNNING))
     status["conditions"] = conditions_now.items
     state, reason = conditions.job_state(conditions_now.items)

@@ -25,9 +25,10 @@ from dl2.controller.outcome import Outcome
 from dl2.controller.pace import Pace
 from dl2.controller.progress import ProgressCollector, Source
 from dl2.controller.settings import Settings
+from dl2.controller.shapes import Target, chosen
 from dl2.controller.sources import progress_source
 from dl2.controller.world import World
-from dl2.scheduling.snapshot import Key
+from dl2.scheduling.snapshot import Group, Key, Snapshot
 from dl2.web.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -58,6 +59,7 @@ class Controller:
         self._later: dict[Key, None] = {}  # the same, of those where only people want to know
         self._told: dict[Key, float] = {}  # when that was written last (monotonic)
         self._wakes: dict[Key, float] = {}
+        self._targets: dict[str, Target] = {}  # by uid of the job, until its PodGroup says so
         self._passes = count(1)
         self._pass_seconds = 0.0
         self.last_pass = 0.0  # monotonic
@@ -186,9 +188,11 @@ class Controller:
         for resource, taken in ((POD_GROUPS, group), (SERVICES, service)):
             if taken is not None and taken.owner != entry.uid and not entry.deleting:
                 return _name_taken(resource, taken, entry, now)
+        job, scaled_by = self._chosen(entry, job, group)
         view = jobs.JobView(
             entry=entry,
             job=job,
+            scaled_by=scaled_by,
             framework=framework,
             group=group,
             pods=self._store.pods_of(entry.key),
@@ -201,6 +205,14 @@ class Controller:
             token=token_hex(32),
         )
         return jobs.reconcile(view)
+
+    def _chosen(self, entry: Entry, job: DLJob, group: Entry | None) -> tuple[DLJob, str]:
+        known = group.value if group is not None and isinstance(group.value, PodGroup) else None
+        target = self._targets.get(entry.uid)
+        sized, scaled_by, settled = chosen(job, known, target)
+        if settled:
+            self._targets.pop(entry.uid, None)
+        return sized, scaled_by
 
     def _keep_group(self, entry: Entry, job: Entry | None, now: float) -> Outcome:
         group = entry.value
@@ -251,6 +263,18 @@ class Controller:
         if self._later or self._due:
             delays.append(_SOFT_RETRY)
         return max(_SHORTEST_WAIT, min(delays)) if delays else None
+
+    # -- scaling --------------------------------------------------------------------------------------------------
+    def retarget(self, key: Key, uid: str, target: Target) -> None:
+        """From now on a job has the shape `target`; the counts of its PodGroup remember it."""
+        self._targets[uid] = target
+        self._store.touch(key)
+
+    def group(self, key: Key) -> Group | None:
+        return self._world.group(key)
+
+    def snapshot(self, now: float) -> Snapshot:
+        return self._world.snapshot(now)
 
     # -- progress, metrics --------------------------------------------------------------------------------------------
     def _sources(self) -> Iterable[Source]:

@@ -16,7 +16,7 @@ from dl2.api.names import JobCondition
 from dl2.controller import intake
 from dl2.controller.frameworks import framework_of
 from dl2.controller.jobs import group_spec
-from dl2.controller.sizing import is_sizable
+from dl2.controller.shapes import is_sizable
 from dl2.scheduling.snapshot import CapacityMode, Group, Key, Node, Queue, Snapshot
 
 Raw = Mapping[str, Any]

@@ -12,7 +12,9 @@ from dl2.cluster.resources import Resource
 from dl2.cluster.store import Entry
 
 Status = Mapping[str, Any]
-_WARNINGS = frozenset({names.GroupCondition.EVICTED, names.JobCondition.FAILED})
+_WARNINGS = frozenset({
+    names.GroupCondition.EVICTED, names.JobCondition.FAILED, names.PolicyCondition.ROLLED_BACK
+})  # fmt: skip
 # Fields and parts of conditions that change all the time and that nobody waits for.
 _SOFT = frozenset({
     "queuePosition", "estimatedStart", "estimatedCompletion", "progress", "printed", "observedGeneration",
@@ -22,6 +24,7 @@ _CONDITIONS: Mapping[str, frozenset[str]] = {
     names.TENANT_QUEUE: frozenset(names.QueueCondition),
     names.POD_GROUP: frozenset(names.GroupCondition),
     names.DL_JOB: frozenset(names.JobCondition),
+    names.SCALING_POLICY: frozenset(names.PolicyCondition),
 }
 _SOFT_IN_CONDITION = frozenset({"message", "observedGeneration", "lastTransitionTime"})
 

@@ -19,13 +19,6 @@ _ENOUGH = 1 << 40
 Sizable = Mapping[Key, DLJob]
 
 
-def is_sizable(job: DLJob) -> bool:
-    """Whoever names a number of replicas decides himself, and a static job would have to restart."""
-    spec = job.spec
-    fixed = spec.workers.wanted or (spec.servers and spec.servers.wanted)
-    return spec.scaling.mode == "Auto" and spec.runtime == "elastic" and not fixed
-
-
 def sized(snapshot: Snapshot, jobs: Sizable, policy: Policy, interval: float = INTERVAL) -> Snapshot:
     """`snapshot` with the members that `policy` gives each of `jobs`, cut to what is feasible.
 

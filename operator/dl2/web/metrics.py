@@ -54,6 +54,22 @@ class Metrics:
             registry=r,
         )
         self.leader = Gauge("dl2_leader", "1 while this replica decides", registry=r)
+        self.scaling_rounds = Histogram(
+            "dl2_scaling_round_seconds", "Wall time of a scaling round", registry=r,
+            buckets=(0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30),
+        )  # fmt: skip
+        self.scaling_verdicts = Counter(
+            "dl2_scaling_verdicts_total", "Verdicts about jobs in scaling rounds", ("ruling",), registry=r
+        )
+        self.scaling_resizes = Counter(
+            "dl2_scaling_resizes_total",
+            "Resizes that a policy asked for, by what came of them",
+            ("result",),
+            registry=r,
+        )
+        self.scaling_rollbacks = Counter(
+            "dl2_scaling_rollbacks_total", "Challengers rolled back, by trigger", ("trigger",), registry=r
+        )
         self._queue_groups: frozenset[tuple[str, ...]] = frozenset()
         self._queue_usage: frozenset[tuple[str, ...]] = frozenset()
         self.watch_behind = Gauge(

@@ -1,0 +1,488 @@
+"""The scaling loop: observe → ask the policies → guardrails → PodGroup counts, at the interval of the ScalingPolicy.
+
+Nothing heavy happens in the event loop: policies are asked and judged in threads, each answer within a time limit. A
+target becomes the PodGroup's counts and goes through the same `decide` as everything else; it is followed until the
+members have joined, and taken back when they do not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+from dl2.api import DLJob, conditions, dljob
+from dl2.api.conditions import format_time, parse_time
+from dl2.api.names import JobCondition, PolicyCondition
+from dl2.api.scalingpolicy import ScalingPolicySpec
+from dl2.cluster.resources import DL_JOBS, SCALING_POLICIES
+from dl2.cluster.store import Entry, Store
+from dl2.controller import rollout, rounds
+from dl2.controller.decisionlog import DecisionLog, LogError, OutcomeRow, VerdictRow
+from dl2.controller.loop import Controller
+from dl2.controller.outcome import Outcome, put_status
+from dl2.controller.progress import Progress
+from dl2.controller.rollout import Arm, Trigger
+from dl2.controller.rounds import Answer, Question
+from dl2.controller.shapes import Target, is_sizable
+from dl2.scaling.beliefs import Measured
+from dl2.scaling.guardrails import Limits, Restraint
+from dl2.scaling.interface import STOPPED, Observation, Policy, Scale, SpeedSample
+from dl2.scaling.registry import load_policy
+from dl2.scheduling.snapshot import Group, Key
+from dl2.web.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+OWNED = ("observedGeneration", "stage", "decisions", "agreement", "predictedGain", "observed", "lastRollback",
+         "conditions")  # fmt: skip
+TICK = 1.0  # seconds
+DECISION_LIMIT = 30.0  # seconds, and never more than half the interval
+RESIZE_LIMIT = 120.0  # seconds until all members of a new shape must have joined
+MOST_SAMPLES = 64  # of one job
+_AT_ONCE = 100  # jobs looked at before others get the event loop
+
+
+@dataclass(slots=True)
+class Change:
+    """A resize under way."""
+
+    before: Scale
+    target: Scale
+    since: float
+    arm: Arm
+    policy: str
+    round: int | None
+
+
+class Seat:
+    """The policy of one arm, loaded when its name changes; it remembers what it has learned from round to round."""
+
+    def __init__(self) -> None:
+        self._name: str | None = None
+        self.policy: Policy | None = None
+        self.error = ""
+        self.thinking = False  # a thread is still at it: it is not asked again before that one has ended
+
+    def take(self, name: str) -> None:
+        if name == self._name and self.policy is not None:
+            return
+        self._name, self.policy, self.error = name, None, ""
+        try:
+            self.policy = load_policy(name)
+        except Exception as exc:  # a broken plug-in or checkpoint must not stop the loop
+            self.error = f"{name} cannot be loaded: {exc}"[:500]
+
+
+class Scaler:
+    """`run` ends only by cancellation."""
+
+    def __init__(
+        self, store: Store, controller: Controller, metrics: Metrics, decisions: DecisionLog
+    ) -> None:
+        self._store, self._controller, self._metrics, self._log = store, controller, metrics, decisions
+        self._seats = {arm: Seat() for arm in Arm}
+        self._source = Measured()
+        self._samples: dict[str, list[SpeedSample]] = {}
+        self._changes: dict[str, Change] = {}
+        self._resized_at: dict[str, float] = {}
+        self._pauses: dict[str, float] = {}
+        self._running: dict[str, Key] = {}  # jobs that a round has seen, until their end was noted
+        self._rolled_back: tuple[str, int] | None = (
+            None  # uid and generation of the policy, until its status says so
+        )
+        self._next_round = 0.0  # monotonic
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            try:
+                entry = rollout.in_charge(list(self._store.all(SCALING_POLICIES)))
+                if entry is not None:
+                    await self._tick(entry)
+            except Exception:  # whatever one job did to a round, the next one comes
+                log.exception("scaling round failed; trying again")
+                self._next_round = time.monotonic() + 10 * TICK
+
+    async def _tick(self, entry: Entry) -> None:
+        stage = self._stage(entry)
+        await self._note_ends(entry, stage)
+        await self._follow(entry)
+        if time.monotonic() >= self._next_round:
+            self._next_round = time.monotonic() + entry.value.spec.interval_seconds
+            await self._round(entry, stage)
+
+    def _stage(self, entry: Entry) -> str:
+        if self._rolled_back == (entry.uid, entry.generation) and entry.value.spec.stage in (
+            "Canary",
+            "Active",
+        ):
+            return "Shadow"
+        return rollout.stage_in_force(entry)
+
+    # -- one round ------------------------------------------------------------------------------------------------
+    async def _round(self, entry: Entry, stage: str) -> None:
+        spec: ScalingPolicySpec = entry.value.spec
+        started, now = time.perf_counter(), time.time()
+        arms = rollout.asked(stage, spec.challenger)
+        question = await self._question(spec, stage, now)
+        observation = await in_thread(lambda: rounds.observation_of(question))
+        answers = {arm: await self._ask(arm, spec, observation) for arm in arms}
+        judged = await in_thread(lambda: rounds.judge(question, observation, answers, self._source))
+        number = await in_thread(
+            lambda: self._write(entry, stage, now, question, observation, answers, judged)
+        )
+        for key in question.jobs:
+            self._apply(key, question, judged, answers, number)
+        self._metrics.scaling_rounds.observe(time.perf_counter() - started)
+        log.info("scaling round", scaling_policy=entry.name, stage=stage, jobs=len(observation.jobs), round=number,
+                 agreement=judged.agreement, predicted_gain=judged.predicted_gain,
+                 seconds={a.policy: round(a.seconds, 4) for a in answers.values()})  # fmt: skip
+        await self._conclude(entry, stage, answers, now)
+
+    async def _question(self, spec: ScalingPolicySpec, stage: str, now: float) -> Question:
+        jobs, samples, restraints, arms = {}, {}, {}, {}
+        for number, job in enumerate(list(self._store.all(DL_JOBS))):
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)
+            group = self._controller.group(job.key)
+            if group is None or not isinstance(job.value, DLJob) or job.deleting or not is_sizable(job.value):
+                continue
+            progress = self._controller.collector.latest(job.uid)
+            jobs[job.key] = _with_progress(job.value, progress)
+            samples[job.key] = self._sampled(job, group, progress)
+            restraints[str(job.key)] = self._restraint(job, group)
+            arms[str(job.key)] = rollout.arm_of(job.uid, group.queue, stage, spec.canary)
+            if group.admitted:
+                self._running[job.uid] = job.key
+        limits = Limits(spec.guardrails.max_scale_step, spec.guardrails.min_gain_percent / 100)
+        return Question(
+            self._controller.snapshot(now), jobs, samples, restraints, arms, limits, spec.interval_seconds
+        )
+
+    def _sampled(self, job: Entry, group: Group, progress: Progress | None) -> tuple[SpeedSample, ...]:
+        """What was measured of a job; its newest report counts if it trains, whole, in the shape that it has."""
+        taken, steps = self._samples.setdefault(job.uid, []), job.value.spec.training.steps_per_epoch
+        settled = max(self._resized_at.get(job.uid, 0.0), taken[-1].at if taken else 0.0)
+        fresh = progress is not None and progress.updated_at > settled and progress.steps_per_second > 0
+        if progress is not None and fresh and steps and not self._busy(job, group):
+            speed = progress.steps_per_second / steps
+            taken.append(SpeedSample(_admitted(group), speed, progress.updated_at))
+            del taken[:-MOST_SAMPLES]
+        return tuple(taken)
+
+    def _restraint(self, job: Entry, group: Group) -> Restraint:
+        return Restraint(
+            busy=self._busy(job, group),
+            resized_at=self._resized_at.get(job.uid),
+            cooldown=job.value.spec.scaling.cooldown_seconds,
+            pause=self._pauses.get(job.uid, 0.0),
+        )
+
+    def _busy(self, job: Entry, group: Group) -> str:
+        told = job.status.get("conditions") or ()
+        if job.uid in self._changes:
+            return "a resize is under way"
+        if not conditions.is_true(told, JobCondition.RUNNING):
+            return "it does not train at the moment"
+        if conditions.is_true(told, JobCondition.SCALING) or any(p.terminating for p in group.pods):
+            return "members are joining or leaving"
+        return ""
+
+    async def _ask(self, arm: Arm, spec: ScalingPolicySpec, observation: Observation) -> Answer:
+        name = spec.champion if arm is Arm.CHAMPION else str(spec.challenger)
+        seat, limit = self._seats[arm], min(DECISION_LIMIT, spec.interval_seconds / 2)
+        if seat.thinking:
+            return Answer(name, error="it is still at an earlier decision")
+        await in_thread(lambda: seat.take(name))  # reading a checkpoint takes a while
+        policy = seat.policy
+        if policy is None:
+            return Answer(name, error=seat.error, broken=True)
+
+        def think() -> Answer:
+            try:
+                return rounds.ask(policy, observation)
+            finally:
+                seat.thinking = False
+
+        seat.thinking = True
+        try:
+            return await asyncio.wait_for(in_thread(think), limit)
+        except TimeoutError:
+            return Answer(name, seconds=limit, error=f"no decision within {limit:g} s")
+
+    def _write(
+        self, entry: Entry, stage: str, now: float, question: Question, observation: Observation,
+        answers: dict[Arm, Answer], judged: rounds.Round,
+    ) -> int:  # fmt: skip
+        rows = [
+            VerdictRow(
+                job.id, self._uid(job.id), question.arms[job.id].value, _text(job.current),
+                _answered(answers.get(Arm.CHAMPION), job.id), _answered(answers.get(Arm.CHALLENGER), job.id),
+                _text(verdict.asked), _text(verdict.given), verdict.ruling.value, verdict.message,
+                *judged.speeds.get(job.id, (None, None)),
+            )
+            for job in observation.jobs
+            for verdict in (judged.verdicts[job.id],)
+        ]  # fmt: skip
+        told = {arm.value: {"policy": a.policy, "answer": a.raw, "seconds": a.seconds, "error": a.error}
+                for arm, a in answers.items()}  # fmt: skip
+        figures = (judged.agreement, judged.predicted_gain)
+        return self._log.add_round(now, entry.name, stage, figures, observation, told, rows)
+
+    def _uid(self, job: str) -> str:
+        found = self._store.get(DL_JOBS, *job.split("/", 1))
+        return found.uid if found else ""
+
+    def _apply(
+        self, key: Key, question: Question, judged: rounds.Round, answers: dict[Arm, Answer], number: int
+    ) -> None:
+        """Make one verdict so: a running job's change is followed, a waiting one just waits in another shape."""
+        entry, group = self._store.get(DL_JOBS, *key), self._controller.group(key)
+        verdict = judged.verdicts.get(str(key))
+        if entry is None or group is None or verdict is None or entry.uid in self._changes:
+            return
+        self._metrics.scaling_verdicts.labels(verdict.ruling.value).inc()
+        arm = question.arms[str(key)]
+        answer = answers.get(arm)
+        current = _admitted(group)
+        if answer is None or answer.error or verdict.given == STOPPED or verdict.given == _wanted(group):
+            return
+        if current != STOPPED:
+            if verdict.given == current and _wanted(group) == current:
+                return
+            self._changes[entry.uid] = Change(current, verdict.given, time.time(), arm, answer.policy, number)
+        self._controller.retarget(key, entry.uid, Target(verdict.given, answer.policy))
+
+    # -- what comes of it -------------------------------------------------------------------------------------------
+    async def _follow(self, policy: Entry) -> None:
+        for uid, change in list(self._changes.items()):
+            key = self._running.get(uid)
+            entry = self._store.get(DL_JOBS, *key) if key else None
+            group = self._controller.group(key) if key else None
+            if key is None or entry is None or entry.uid != uid or group is None or group.admitted is None:
+                del self._changes[uid]  # gone, finished or evicted: there is nothing to confirm
+                continue
+            kind, message = self._judged(change, entry, group)
+            if not kind:
+                continue
+            del self._changes[uid]
+            self._resized_at[uid] = time.time()
+            self._metrics.scaling_resizes.labels(kind).inc()
+            pause = self._pause(uid, change) if kind == "Resized" else None
+            if pause is not None:
+                self._pauses[uid] = pause
+            if kind != "Resized":
+                back = change.before if kind == "ResizeFailed" else _admitted(group)
+                self._controller.retarget(key, uid, Target(back, change.policy))
+                log.warning("resize taken back", job=str(key), reason=kind, message=message)
+            row = OutcomeRow(time.time(), change.round, str(key), uid, change.arm.value, change.policy, kind, pause, None,
+                             message)  # fmt: skip
+            await in_thread(lambda row=row: self._log.add_outcome(row))  # type: ignore[misc]
+
+    def _judged(self, change: Change, entry: Entry, group: Group) -> tuple[str, str]:
+        """(kind, message) of a change that has come to its end; ("", "") of one that is under way."""
+        ready = Scale(
+            *(int((entry.status.get(role) or {}).get("ready") or 0) for role in ("workers", "servers"))
+        )
+        shapes = f"{_text(change.before)} to {_text(change.target)}"
+        admitted, told = _admitted(group), entry.status.get("conditions") or ()
+        if admitted == ready == change.target and not conditions.is_true(told, JobCondition.SCALING):
+            return "Resized", f"from {shapes}"
+        waited = time.time() - change.since
+        if waited < RESIZE_LIMIT:
+            return "", ""
+        if admitted != change.target:
+            return "NoRoom", f"from {shapes}: only {_text(admitted)} were admitted within {waited:.0f} s"
+        return "ResizeFailed", f"from {shapes}: only {_text(ready)} have joined after {waited:.0f} s"
+
+    def _pause(self, uid: str, change: Change) -> float | None:
+        """Seconds that training stood still, as the coordinator measured it; None: it did not tell."""
+        progress = self._controller.collector.latest(uid)
+        told = progress.resize if progress else None
+        if told is None or told.after != tuple(change.target) or told.time < change.since - 5.0:
+            return None
+        return told.pause_milliseconds / 1000
+
+    async def _note_ends(self, policy: Entry, stage: str) -> None:
+        """Completion times, by whose jobs they were."""
+        spec: ScalingPolicySpec = policy.value.spec
+        for uid, key in list(self._running.items()):
+            entry = self._store.get(DL_JOBS, *key)
+            if entry is not None and entry.uid == uid and not entry.status.get("completionTime"):
+                continue
+            del self._running[uid]
+            samples = self._samples.pop(uid, [])
+            for known in (self._resized_at, self._pauses):
+                known.pop(uid, None)
+            told = (entry.status.get("conditions") or ()) if entry is not None and entry.uid == uid else ()
+            if entry is None or not conditions.is_true(told, JobCondition.SUCCEEDED):
+                continue
+            seconds = max(0.0, parse_time(entry.status["completionTime"]) - parse_time(entry.created))
+            arm = rollout.arm_of(uid, entry.value.queue, stage, spec.canary)
+            name = spec.champion if arm is Arm.CHAMPION else str(spec.challenger)
+            row = OutcomeRow(time.time(), None, str(key), uid, arm.value, name, "Finished", seconds,
+                             _slowdown(entry.value, seconds, samples), "")  # fmt: skip
+            await in_thread(lambda row=row: self._log.add_outcome(row))  # type: ignore[misc]
+
+    # -- the rollout ------------------------------------------------------------------------------------------------
+    async def _conclude(self, entry: Entry, stage: str, answers: dict[Arm, Answer], now: float) -> None:
+        """Roll back what has to be, and write the status of the policy."""
+        spec: ScalingPolicySpec = entry.value.spec
+        since, challenger = now - 60.0 * spec.guardrails.window_minutes, spec.challenger or ""
+        count, compared, failures, old, new = await in_thread(
+            lambda: (
+                self._log.count_rounds(entry.name),
+                self._log.compared(entry.name, since),
+                self._log.failures(Arm.CHALLENGER, challenger, since),
+                self._log.times(spec.champion, 0.0, 200),
+                self._log.times(challenger, since, 200),
+            )
+        )
+        trigger = self._trigger(stage, answers.get(Arm.CHALLENGER), failures, old, new, spec)
+        status: dict[str, Any] = {key: entry.status.get(key) for key in OWNED}
+        status |= {
+            "observedGeneration": entry.generation,
+            "decisions": count,
+            "agreement": _rounded(compared[0]),
+            "predictedGain": _rounded(compared[1]),
+            "observed": {"champion": rollout.observed(old), "challenger": rollout.observed(new)},
+        }
+        if trigger is not None:
+            status["lastRollback"] = {
+                "time": format_time(now),
+                "reason": f"{trigger[0]}: {trigger[1]}"[:1000],
+            }
+            self._rolled_back = (entry.uid, entry.generation)
+            self._metrics.scaling_rollbacks.labels(trigger[0].value).inc()
+            row = OutcomeRow(
+                now, None, "", "", Arm.CHALLENGER.value, challenger, "RolledBack", None, None, trigger[1]
+            )
+            await in_thread(lambda: self._log.add_outcome(row))
+            log.warning("challenger rolled back", scaling_policy=entry.name, challenger=challenger,
+                        reason=trigger[0].value, message=trigger[1])  # fmt: skip
+        status["stage"] = self._stage(entry)
+        status["conditions"] = self._conditions(entry, answers, trigger, now)
+        outcome = Outcome()
+        put_status(outcome, SCALING_POLICIES, entry, status, OWNED)
+        for write in (*outcome.writes, *outcome.soft_writes):
+            self._controller.applier.submit(write)
+        for notice in outcome.notices:
+            self._controller.recorder.post(
+                notice.resource, notice.entry, notice.reason, notice.message, notice.warning
+            )
+
+    @staticmethod
+    def _trigger(
+        stage: str, answer: Answer | None, failures: int, old: rollout.Times, new: rollout.Times,
+        spec: ScalingPolicySpec,
+    ) -> tuple[Trigger, str] | None:  # fmt: skip
+        """Why the challenger must not decide any longer. On paper it may be as wrong as it likes."""
+        if stage not in ("Canary", "Active"):
+            return None
+        if answer is not None and answer.error:
+            kind = Trigger.TOO_SLOW
+            if answer.broken:
+                kind = Trigger.BAD_ANSWER if answer.seconds else Trigger.FAILED
+            return kind, f"{answer.policy}: {answer.error}"
+        failed = rollout.too_many_failures(failures, spec.guardrails)
+        if failed:
+            return Trigger.SCALING_FAILURES, failed
+        worse = rollout.regression(old, new, spec.guardrails)
+        return (Trigger.JCT_REGRESSION, worse) if worse else None
+
+    def _conditions(
+        self, entry: Entry, answers: dict[Arm, Answer], trigger: tuple[Trigger, str] | None, now: float
+    ) -> list[dict[str, Any]]:
+        errors = [f"{a.policy}: {a.error}" for a in answers.values() if a.error]
+        items = conditions.set_condition(
+            entry.status.get("conditions") or (), PolicyCondition.READY, not errors,
+            "PolicyFailed" if errors else "Deciding", "; ".join(errors) or "its policies answer", entry.generation, now,
+        )  # fmt: skip
+        if trigger is not None:
+            return conditions.set_condition(
+                items, PolicyCondition.ROLLED_BACK, True, trigger[0].value, trigger[1], entry.generation, now
+            )
+        before = conditions.get(items, PolicyCondition.ROLLED_BACK)
+        if before and before["status"] == "True" and before.get("observedGeneration") != entry.generation:
+            return conditions.set_condition(
+                items, PolicyCondition.ROLLED_BACK, False, "SpecChanged", "somebody has changed the spec since",
+                entry.generation, now,
+            )  # fmt: skip
+        return items
+
+
+def decision_log(path: Path | None) -> DecisionLog:
+    """What cannot be written down is still decided: without a usable file the log is kept in memory."""
+    try:
+        return DecisionLog(path)
+    except LogError as exc:
+        log.error("decisions are not written down", error=str(exc))
+        return DecisionLog(None)
+
+
+def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Like asyncio.to_thread, in a daemon thread of its own: one that never ends holds up nobody, not even the exit."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(set_it: Callable[[Any], None], value: Any) -> None:
+        if not future.done():
+            set_it(value)
+
+    def body() -> None:
+        try:
+            result = work()
+        except Exception as exc:
+            done: tuple[Callable[[Any], None], Any] = (future.set_exception, exc)
+        else:
+            done = (future.set_result, result)
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, *done)
+
+    threading.Thread(target=body, daemon=True, name="scaling").start()
+    return future
+
+
+def _with_progress(job: DLJob, progress: Progress | None) -> DLJob:
+    if progress is None:
+        return job
+    told = dljob.Progress(epoch=progress.epoch, step=progress.step)
+    return job.model_copy(update={"status": dljob.DLJobStatus(progress=told)})
+
+
+def _admitted(group: Group) -> Scale:
+    return _shape((name, member.count) for name, member in (group.admitted or {}).items())
+
+
+def _wanted(group: Group) -> Scale:
+    return _shape((member.name, member.count) for member in group.members)
+
+
+def _shape(counts: Iterable[tuple[str, int]]) -> Scale:
+    found = dict(counts)
+    return Scale(found.get("worker", 0), found.get("server", 0))
+
+
+def _text(scale: Scale) -> str:
+    return f"{scale.workers}x{scale.servers}"
+
+
+def _answered(answer: Answer | None, job: str) -> str | None:
+    return None if answer is None or answer.error else _text(answer.scales.get(job, STOPPED))
+
+
+def _slowdown(job: DLJob, seconds: float, samples: list[SpeedSample]) -> float | None:
+    """Completion time over the time that all its epochs take at the best speed that was measured of it."""
+    best, epochs = max((s.epochs_per_second for s in samples), default=0.0), job.spec.training.epochs
+    return seconds * best / epochs if best and epochs else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

@@ -1,0 +1,59 @@
+"""The shape of a DLJob: as it was written, or as a scaling policy has chosen it. Pure.
+
+What was chosen is remembered by the PodGroup alone, as its counts and the policy's name in an annotation, so a restart
+of the operator changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dl2.api import DLJob, PodGroup, names
+from dl2.scaling.interface import Scale
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a policy gives a job."""
+
+    scale: Scale
+    policy: str
+
+
+def chosen(job: DLJob, group: PodGroup | None, target: Target | None) -> tuple[DLJob, str, bool]:
+    """(`job` in the shape that a policy has chosen for it, that policy, whether its PodGroup has this shape).
+
+    Without a new target it keeps the shape that its PodGroup was given by a policy; without any it is as it was
+    written.
+    """
+    if not is_sizable(job):
+        return job, "", True
+    has = {member.name: member.count for member in group.spec.members} if group else {}
+    has_scale = Scale(has.get(names.WORKER, 0), has.get(names.SERVER, 0))
+    scaled_by = group.metadata.annotations.get(names.SCALED_BY, "") if group else ""
+    if target is None:
+        if not scaled_by:
+            return job, "", True
+        target = Target(has_scale, scaled_by)
+    return _shaped(job, target.scale), target.policy, has_scale == target.scale
+
+
+def _shaped(job: DLJob, scale: Scale) -> DLJob:
+    """`job` as if it were to start with `scale`, as far as its bounds allow."""
+    spec, shapes = job.spec, {"workers": (job.spec.workers, scale.workers)}
+    if spec.servers:
+        shapes["servers"] = (spec.servers, scale.servers)
+    changed = {
+        name: role.model_copy(
+            update={"initial": min(max(count, role.min), role.maximum), "max": role.maximum}
+        )
+        for name, (role, count) in shapes.items()
+    }
+    return job.model_copy(update={"spec": spec.model_copy(update=changed)})
+
+
+def is_sizable(job: DLJob) -> bool:
+    """Whoever names a number of replicas decides himself, and a static job would have to restart."""
+    spec = job.spec
+    fixed = spec.workers.wanted or (spec.servers and spec.servers.wanted)
+    return spec.scaling.mode == "Auto" and spec.runtime == "elastic" and not fixed
