@@ -86,7 +86,11 @@ def test_two_operators_elect_a_leader_and_are_not_evicted_together(embedded_clus
     assert (spec["replicas"], spec["strategy"]["type"]) == (2, "RollingUpdate")
     container = spec["template"]["spec"]["containers"][0]
     assert container["args"] == ["run", "--log-format", "json", "--listen", "0.0.0.0:8080", "--leader-elect"]
-    assert {variable["name"] for variable in container["env"]} == {"POD_NAME", "DL2_LEASE_NAMESPACE"}
+    assert {variable["name"] for variable in container["env"]} == {
+        "POD_NAME",
+        "DL2_DECISION_LOG",
+        "DL2_LEASE_NAMESPACE",
+    }
     budget = objects["PodDisruptionBudget", ACCOUNT]["spec"]
     assert budget["minAvailable"] == 1
     assert budget["selector"] == spec["selector"]
