@@ -251,8 +251,7 @@ class Coordinator:
     def _on_leave(self, member: Member, message: wire.Message) -> None:
         member.leaving = True
         if member.state == "new":
-            self._send(member.id, {"type": "release"})
-            self._gone(member, "it left before it joined")
+            self._send_away(member, "it left before it joined")
 
     def _on_done(self, member: Member, message: wire.Message) -> None:
         """A worker has finished its training: no round may wait for it."""
@@ -261,6 +260,11 @@ class Coordinator:
         self._gone(member, "", done=True)
 
     # -- who is gone --
+
+    def _send_away(self, member: Member, why: str) -> None:
+        """To a member that is alive: it ends as one that was released, not as one that failed."""
+        self._send(member.id, {"type": "release"})
+        self._gone(member, why)
 
     def _gone(self, member: Member, why: str, done: bool = False) -> None:
         if member.state == "gone":
@@ -334,9 +338,9 @@ class Coordinator:
             self._recover()
         else:
             self._orphaned_since = None
-            self._change()
-        if self.scaling.idle and job.view is not None and not job.lost_servers():
+            # First: the rounds up to the next clock need those who only just joined, and they wait for this answer.
             self._declarations.answer_all()
+            self._change()
 
     def _rebuilding(self) -> bool:
         until, view = self._rebuilding_until, self.job.view
@@ -415,8 +419,7 @@ class Coordinator:
         """Neither the servers' nor any worker's copy is left: only a checkpoint can help."""
         self.scaling.note(f"{', '.join(dead)} and all workers are gone: the job starts from its checkpoint")
         for member in self.job.servers:
-            self._send(member.id, {"type": "release"})
-            self._gone(member, "the job starts over")
+            self._send_away(member, "the job starts over")
         self.job.view = None
         self.job.table = Table()
 
@@ -501,8 +504,7 @@ class Coordinator:
             member.leaving = True
             request.victims.append(member)
             if member.state == "new":
-                self._send(member.id, {"type": "release"})
-                self._gone(member, "it is not wanted any more")
+                self._send_away(member, "it is not wanted any more")
 
     def _undo(self, request: Request, why: str) -> None:
         """All or nothing: the newcomers that did come are sent away."""
@@ -513,7 +515,7 @@ class Coordinator:
         self.scaling.note(f"request {request.number} is undone: {why}")
         for role in (WORKER, SERVER):
             for member in self.job.live(role, "new"):
-                self._gone(member, f"the request it came for is undone: {why}")
+                self._send_away(member, f"the request it came for is undone: {why}")
 
     @property
     def _can_save(self) -> bool:
@@ -592,7 +594,7 @@ class Coordinator:
         for member in list(self.job.members.values()):
             member.leaving = member.state == "active"
             if member.state == "new":
-                self._gone(member, "the job is being stopped")
+                self._send_away(member, "the job is being stopped")
         if self.job.view is None:
             self.release()
         self._consider()

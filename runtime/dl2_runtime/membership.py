@@ -107,11 +107,11 @@ class Membership:
             return any(reply["type"] != "clock" for reply in self._replies) or len(self._replies) > 1
 
     def check(self) -> None:
-        """Raise RuntimeLost if the job has lost us, Left if it let us go: it may do so before we have all values."""
-        if self._error:
-            raise RuntimeLost(self._error)
+        """Raise Left if the job let us go (it may do so before we have all values), RuntimeLost if it has lost us."""
         if self._released:
             raise Left(self._finished)
+        if self._error:
+            raise RuntimeLost(self._error)
 
     # -- the caller's thread --
 
@@ -141,10 +141,10 @@ class Membership:
                     )
             return self._replies.pop(0)
 
-    def await_turn(self, claim: bool = False) -> None:
+    def await_turn(self) -> None:
         """Wait while the next round is behind a clock that is not committed. Raises Left, RuntimeLost.
 
-        With `claim` the answer holds for the whole round: no clock strikes before it is over.
+        The answer holds for the whole round: no clock strikes before it is over.
         """
         deadline = time.monotonic() + self._settings.limit
         with self._changed:
@@ -161,7 +161,7 @@ class Membership:
                 return
             if self.id not in self.view.workers:
                 raise Left(self._finished)
-            self.claimed = self.claimed or claim
+            self.claimed = True
             self._report_pause()
 
     def _report_pause(self) -> None:

@@ -10,6 +10,13 @@ Gluon hands over one parameter at a time; the store collects them and exchanges 
 inside the call for the last one. Dense arrays only: sparse gradients need MXNet's own store. With
 `update_on_kvstore=True` (the default) servers run SGD or Adam and move its state when they change; with False they
 only add up, and the state (momentum) of the local optimizer starts from nothing in a worker that joins late.
+
+The Module API, with updates on the servers and without fixed parameters: `module.fit(..., kvstore=kv)`, where
+`optimizer_params` has "rescale_grad", one over the global batch. A worker that may come late does first what `fit` does
+first, for the epoch to begin with:
+
+    module.bind(...); module.init_params(...); module.init_optimizer(kvstore=kv, ...)
+    module.fit(..., kvstore=kv, begin_epoch=kv.join() // rounds_in_an_epoch)
 """
 
 from __future__ import annotations
@@ -43,8 +50,11 @@ def rule_of(optimizer: Any, keys: list[str]) -> Rule:
             "pass update_on_kvstore=False to the Trainer"
         )
     lr, wd = float(optimizer.learning_rate), float(optimizer.wd)
-    lrs = {key: float(optimizer._get_lr(int(key))) for key in keys}
-    wds = {key: float(optimizer._get_wd(int(key))) for key in keys}
+    index = {
+        key: int(key) if key.isdigit() else key for key in keys
+    }  # Gluon numbers parameters, a Module names them
+    lrs = {key: float(optimizer._get_lr(index[key])) for key in keys}
+    wds = {key: float(optimizer._get_wd(index[key])) for key in keys}
     options = {"momentum": float(optimizer.momentum)} if name == "sgd" else {}
     if name == "adam":
         options = {field: float(getattr(optimizer, field)) for field in ("beta1", "beta2", "epsilon")}
@@ -71,7 +81,7 @@ class DL2(mx.kvstore.KVStoreBase):
         self._optimizer: Any | None = None
         self._outs: dict[str, list[Any]] = {}  # the arrays that hold a parameter, one per device
         self._values: dict[str, Any] = {}  # what the servers have sent
-        self._trained: list[str] = []  # the parameters that a round exchanges
+        self._with_grad: list[str] = []
         self._queued: dict[str, tuple[list[Any], list[Any] | None]] = {}
         self._joined = False
 
@@ -80,8 +90,8 @@ class DL2(mx.kvstore.KVStoreBase):
     def join(self, trainer: Any = None) -> int:
         """Become a member now and fill the parameters with the job's values; returns the next step's number.
 
-        Without `trainer` the parameters must have been broadcast. A store that is not told to joins in the first step,
-        which then has no gradient of the right parameters to give and gives none.
+        Without `trainer` the parameters must have been broadcast (`Module.init_optimizer` does it). A store that is
+        not told to joins in the first step, which then has no gradient of the right parameters and gives none.
         """
         if trainer is not None:
             trainer._init_kvstore() if not trainer._kv_initialized else None
@@ -119,9 +129,21 @@ class DL2(mx.kvstore.KVStoreBase):
         self._outs[name] = outs
         self._values[name] = np.ascontiguousarray(source.asnumpy())
         if outs[0].grad is not None:
-            self._trained.append(name)
+            self._with_grad.append(name)
         if self._joined:  # a parameter whose shape only now is known
             self._init([name])
+
+    def init(self, key: Any, value: Any) -> None:
+        """What a Module calls where it would update the parameters itself, or has sparse ones."""
+        raise NotImplementedError(
+            f"parameter {key}: a Module's parameters are dense and updated by the servers; "
+            "is MXNET_UPDATE_ON_KVSTORE set?"
+        )
+
+    @property
+    def _trained(self) -> list[str]:
+        """The parameters that a round exchanges. A Module keeps gradients elsewhere: there it is all of them."""
+        return self._with_grad or list(self._values)
 
     def pushpull(self, key: Any, value: Any, out: Any = None, priority: int = 0) -> None:
         name = str(key)

@@ -133,7 +133,7 @@ class Reactor:
         while self.dirty:
             link = self.dirty.pop()
             if link in self._links:
-                self._guard(link, lambda link=link: self._flush(link))  # type: ignore[misc]
+                self._guard(link, lambda link=link: wire.flush(link, self._selector, self._writing))  # type: ignore[misc]
 
     def shut(self) -> None:
         """Close everything; for after `run`."""
@@ -170,15 +170,6 @@ class Reactor:
             except wire.WireError:
                 pass
         self.close(link, why)
-
-    def _flush(self, link: wire.Link) -> None:
-        done = link.flush()
-        if done and link in self._writing:
-            self._writing.discard(link)
-            self._selector.modify(link.sock, selectors.EVENT_READ, link)
-        elif not done and link not in self._writing:
-            self._writing.add(link)
-            self._selector.modify(link.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, link)
 
     def _internal(self, sock: object) -> None:
         if sock is self._listener and self._listener is not None:

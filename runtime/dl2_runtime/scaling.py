@@ -2,8 +2,8 @@
 
     promise    every worker names a round that it will not begin before it hears the clock
     clock      the clock is the latest of these rounds; workers go on up to it while servers prepare the plan
-    move       every worker stands at the clock: servers hand over the chunks that leave (or save a checkpoint)
-    commit     servers and workers take the new view and go on
+    move       every worker stands at the clock: servers hand over the chunks that leave
+    commit     servers save a checkpoint if one is due; servers and workers take the new view and go on
 
 A server that died takes another way, for its round cannot be finished: workers tell which version of each lost chunk
 they hold (inventory), the newest copies are brought to their new homes, and every worker repeats the round there.
@@ -234,6 +234,7 @@ class Scaling:
                     "incoming": len(incoming.get(name, ())),
                     "reserve": [[size, n * (2 + transition.state_parts)] for size, n in reserve.items()],
                     "restore": transition.restore,
+                    "save": transition.save if job.view and name in job.view.servers else None,
                     "fresh": not job.workers,
                     "recovers": bool(transition.lost),
                     "sums": job.sums,
@@ -265,15 +266,8 @@ class Scaling:
         savers = set(self._job.view.servers) if transition.save and self._job.view else set()
         if transition.save:
             self._saving = (transition.save, transition.view.step, set(savers), sorted(savers))
-        for name in set(outgoing) | savers:
-            self._job.send(
-                name,
-                {
-                    "type": "move",
-                    "version": transition.view.version,
-                    "save": transition.save if name in savers else None,
-                },
-            )
+        for name in outgoing:
+            self._job.send(name, {"type": "move", "version": transition.view.version})
 
     def _commit(self, transition: Transition) -> None:
         job = self._job

@@ -37,6 +37,7 @@ class Plan:
         self.sums = bool(body.get("sums"))  # the workers keep the values
         self.incoming = int(body.get("incoming", 0))  # chunks
         self.staged: dict[int, Slot] = {}
+        self.save: str | None = body.get("save")  # the folder for a checkpoint of what is here at the clock
         self.links: dict[str, wire.Link] = {}
         self.due: dict[wire.Link, deque[tuple[Slot, str]]] = {}  # parts that a link will bring, in order
 
@@ -181,8 +182,6 @@ class Server:
                     frame = wire.Frame(wire.MOVE, chunk=slot.number, size=array.nbytes, aux=part)
                     link.send(frame, (bytes_of(array),))
             self._reactor.dirty.add(link)
-        if message.get("save"):
-            self._save(str(message["save"]))
 
     def _on_commit(self, message: wire.Message) -> None:
         plan = self._plan
@@ -193,6 +192,8 @@ class Server:
     def _commit(self) -> None:
         plan = self._plan
         assert plan is not None
+        if plan.save:  # not before: here a worker's first push of the next round may tell us of the commit
+            self._save(plan.save)
         self._plan = None
         self._view = plan.view
         self._settings.mark_ready(self._settings.id in plan.view.servers)
@@ -238,8 +239,9 @@ class Server:
         self._reactor.stopped = True
 
     def _on_refused(self, message: wire.Message) -> None:
-        self._failure = str(message.get("error"))
-        self._reactor.stopped = True
+        if not self._reactor.stopped:  # one that is released may hear this too
+            self._failure = str(message.get("error"))
+            self._reactor.stopped = True
 
     _on_lost = _on_refused
 
@@ -287,7 +289,7 @@ class Server:
         elif kind == wire.PULL:
             self._pull(link, frame)
         elif kind == wire.SEED:
-            self._seed(frame, self._filling.pop(link))
+            self._seed(link, frame, self._filling.pop(link))
         elif kind == wire.MOVE:
             self._moved(link, frame, self._filling.pop(link))
         elif kind == wire.RULE:
@@ -310,10 +312,7 @@ class Server:
 
     def _push(self, link: wire.Link, frame: wire.Frame, buffer: Any) -> None:
         rule, worker = self._rules[link], link.peer
-        if frame.view > self._view.version:  # only a committed view lets a worker say so
-            if self._plan is None or self._plan.view.version != frame.view:
-                raise wire.WireError(f"{worker} is at view {frame.view}, this server at {self._view.version}")
-            self._commit()
+        self._keep_up(link, frame.view)
         if worker not in self._needed:
             raise wire.WireError(f"{worker} is no worker of view {self._view.version}")
         dtype = DTYPES[frame.codec & 15]
@@ -336,6 +335,14 @@ class Server:
             self._buffers.give(buffer)
         slot.waiting.append(link)
         self._settle(slot)
+
+    def _keep_up(self, link: wire.Link, view: int) -> None:
+        """A worker at our next view has heard of the commit before us; what it sends is for the chunks of that view."""
+        if view <= self._view.version:
+            return
+        if self._plan is None or self._plan.view.version != view:
+            raise wire.WireError(f"{link.peer} is at view {view}, this server at {self._view.version}")
+        self._commit()
 
     def _outcome(self, slot: Slot, rule: Rule, step: int) -> Any:
         """What a round that is over gave, for a worker that did not get it before a server died."""
@@ -385,6 +392,7 @@ class Server:
 
     def _pull(self, link: wire.Link, frame: wire.Frame) -> None:
         """Send the value as soon as it is there, and as new as `step` asks (for values that workers keep)."""
+        self._keep_up(link, frame.view)
         slot = self._slots.get(frame.chunk)
         if slot is None:
             slot = self._slots[frame.chunk] = Slot(frame.chunk, "", DTYPES[frame.codec])
@@ -399,7 +407,8 @@ class Server:
                 slot.pulls.remove(pull)
                 self._answer(pull[0], slot, slot.value)
 
-    def _seed(self, frame: wire.Frame, buffer: Any) -> None:
+    def _seed(self, link: wire.Link, frame: wire.Frame, buffer: Any) -> None:
+        self._keep_up(link, frame.view)
         dtype = DTYPES[frame.codec]
         slot = self._slots.get(frame.chunk)
         if slot is None:
@@ -414,8 +423,8 @@ class Server:
             late, rules = list(slot.waiting), dict(self._rules)
             step = slot.round
             slot.drop(self._buffers)
-            for link in late:
-                self._answer(link, slot, self._outcome(slot, rules[link], step))
+            for waiting in late:
+                self._answer(waiting, slot, self._outcome(slot, rules[waiting], step))
         self._settle(slot)
         self._settle_pulls(slot)
 

@@ -128,6 +128,7 @@ class Slot:
             "key": self.key,
             "dtype": self.dtype,
             "version": self.version,
+            "value_at": self.value_at,
             "updates": self.updates,
             "parts": [name for name, _ in self.parts],
         }
@@ -136,11 +137,11 @@ class Slot:
     def described(cls, body: dict[str, Any]) -> Slot:
         """An empty slot as `describe` put it. Raises ValueError if that makes no sense."""
         if body["dtype"] not in DTYPES or not all(
-            type(body[n]) is int for n in ("chunk", "version", "updates")
+            type(body[n]) is int for n in ("chunk", "version", "value_at", "updates")
         ):
             raise ValueError(f"a chunk described as {body!r:.80}")
         slot = cls(body["chunk"], str(body["key"]), body["dtype"])
-        slot.version, slot.updates = body["version"], body["updates"]
+        slot.version, slot.value_at, slot.updates = body["version"], body["value_at"], body["updates"]
         return slot
 
 

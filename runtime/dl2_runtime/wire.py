@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import json
 import os
+import selectors
 import socket
 import struct
 from collections import deque
@@ -297,3 +298,14 @@ class Link:
         self.closed = True
         self._out.clear()
         self.sock.close()
+
+
+def flush(link: Link, selector: selectors.BaseSelector, writing: set[Link]) -> None:
+    """Send what the socket takes; while something is left the selector says when to go on, and `writing` has the link."""
+    done = link.flush()
+    if done and link in writing:
+        writing.discard(link)
+        selector.modify(link.sock, selectors.EVENT_READ, link)
+    elif not done and link not in writing:
+        writing.add(link)
+        selector.modify(link.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, link)

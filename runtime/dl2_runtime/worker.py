@@ -115,7 +115,7 @@ class Worker:
 
         Raises Left if this worker is not part of it any more.
         """
-        self._await_turn(claim=True)
+        self._await_turn()
         return Position(self.step, self.rank, self.workers)
 
     # -- parameters --
@@ -236,10 +236,10 @@ class Worker:
         with contextlib.suppress(OSError):  # awake already, or closed
             self._waker.send(b"\0")
 
-    def _await_turn(self, claim: bool = False) -> None:
+    def _await_turn(self) -> None:
         """Return when the next round may begin, with links to the servers of its view."""
         while True:
-            self._members.await_turn(claim)
+            self._members.await_turn()
             if self._members.recovery is None:
                 break
             self._recover()
@@ -345,9 +345,8 @@ class Worker:
             return
         part = self._copies[chunk.key][chunk.start : chunk.start + chunk.size]
         number = list(self._table.keys).index(chunk.key)
-        frame = wire.Frame(
-            wire.SEED, DTYPES.index(chunk.dtype), 0, chunk.number, part.nbytes, number, version
-        )
+        dtype, view = DTYPES.index(chunk.dtype), self._members.view.version
+        frame = wire.Frame(wire.SEED, dtype, view, chunk.number, part.nbytes, number, version)
         link.send(frame, (memoryview(part).cast("B"),))
 
     # -- input and output --
@@ -401,20 +400,11 @@ class Worker:
             if events & selectors.EVENT_READ:
                 link.receive()
             if events & selectors.EVENT_WRITE or link.sending:
-                self._flush(link)
+                wire.flush(link, self._selector, self._writing)
         except wire.WireError as error:
             log.warning("%s", error)
             self._redial_at[link.peer] = time.monotonic() + REDIAL
             self._drop(link)
-
-    def _flush(self, link: wire.Link) -> None:
-        done = link.flush()
-        if done and link in self._writing:
-            self._writing.discard(link)
-            self._selector.modify(link.sock, selectors.EVENT_READ, link)
-        elif not done and link not in self._writing:
-            self._writing.add(link)
-            self._selector.modify(link.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, link)
 
     def _drain_waker(self) -> None:
         with contextlib.suppress(OSError):

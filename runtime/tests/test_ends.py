@@ -31,6 +31,41 @@ def test_sigterm_to_one_server_and_one_worker_makes_them_leave_at_a_clock(tmp_pa
         assert_same(job.parameters(0), alone(120))
 
 
+@pytest.mark.parametrize("rule", ["sgd", "sum"])
+def test_a_worker_that_is_sent_away_right_after_it_joined_leaves_in_order(tmp_path, rule):
+    """The next transition is due at the very commit that takes it in, and has its clock some rounds ahead: the
+    newcomer must be told what it joined in time to take part in these.
+    """
+    options = ("--steps", "400", "--seconds", "0.005", "--rule", rule)
+    with Cluster(tmp_path, DL2_DEAD_AFTER_SECONDS="8") as job:
+        servers, stays = [job.server(0)], job.worker(0, *options)
+        job.await_size(1, 1)
+        job.scale(servers=3)  # holds the second one until we want it
+        servers.append(job.server(1))
+        wait_for("it is known", lambda: len(job.status()["members"]) == 3)
+        servers[1].signal(signal.SIGSTOP)  # holds up the transition, but not the rounds before its clock
+        newcomer = job.worker(1, *options)
+        job.scale(workers=2, servers=2)
+        wait_for("both are joining", lambda: (job.status()["scaling"] or {}).get("phase") == "clock")
+        job.scale(workers=1)
+        servers[1].signal(signal.SIGCONT)
+        assert newcomer.wait(10) == 143
+        assert [process.wait() for process in (stays, *servers)] == [0, 0, 0]
+        assert_same(job.parameters(0), alone(400, rule=rule))
+
+
+def test_newcomers_are_sent_away_in_order_when_what_they_came_for_is_undone(tmp_path):
+    with Cluster(tmp_path) as job:
+        job.server(0)
+        job.worker(0, *LONG)
+        job.await_size(1, 1)
+        job.scale(workers=3, servers=2, timeout_seconds=4)
+        newcomers = [job.worker(1, *LONG), job.server(1)]
+        wait_for("both are known", lambda: len(job.status()["members"]) == 4)
+        assert [process.wait() for process in newcomers] == [143, 143]
+        assert job.await_size(1, 1)["counts"]["undone"] == 1
+
+
 def test_sigterm_to_everybody_ends_in_a_checkpoint_that_a_new_job_goes_on_from(tmp_path):
     saved = tmp_path / "saved"
     with Cluster(tmp_path / "first", DL2_WORKERS="2", DL2_SERVERS="2", DL2_CHECKPOINT_DIR=str(saved)) as job:
@@ -49,6 +84,23 @@ def test_sigterm_to_everybody_ends_in_a_checkpoint_that_a_new_job_goes_on_from(t
         assert worker.wait() == 0
         assert f'"joined": {step}' in worker.text()
         assert_same(job.parameters(0), alone(step + 10))
+
+
+def test_every_checkpoint_is_written_also_when_workers_are_fast(tmp_path):
+    """A server may hear of the commit from a worker that pushes the next round, before it hears the coordinator."""
+    environ = {"DL2_CHECKPOINT_DIR": str(tmp_path / "saved"), "DL2_CHECKPOINT_SECONDS": "0"}
+    with Cluster(tmp_path, DL2_SERVERS="4", **environ) as job:
+        for n in range(4):
+            job.server(n)
+        job.worker(0, "--steps", "1000000", "--big", "1000")
+        job.await_step(5)
+        for number in range(1, 61):
+            job.http("/v1/checkpoint", {})
+            wait_for(
+                f"checkpoint {number}",
+                lambda number=number: job.status()["counts"].get("checkpoints") == number,
+                limit=5,
+            )
 
 
 def test_a_job_whose_coordinator_is_sent_away_does_not_look_finished(tmp_path):

@@ -77,7 +77,7 @@ def test_two_workers_and_two_servers_compute_what_one_process_does(tmp_path, rul
             assert_same(job.parameters(n), alone(12, rule=rule))
 
 
-@pytest.mark.parametrize("rule", ["sgd"])  # "sum" is not reliable yet: see the README
+@pytest.mark.parametrize("rule", ["sgd", "sum"])
 def test_members_come_and_go_while_the_job_trains(tmp_path, rule):
     with Cluster(tmp_path) as job:
         steps = "120"

@@ -1,12 +1,17 @@
-"""The Gluon example in real processes. Skipped, and says so, unless a Python with MXNet and scikit-learn is there."""
+"""MXNet's interfaces in real processes: the Gluon example, and `mxtrainee.py`.
+
+Skipped, and says so, unless a Python with MXNet and scikit-learn is there.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from harness import HERE, Cluster
 
@@ -51,3 +56,55 @@ def test_a_gluon_trainer_learns_the_same_with_members_that_come_later(tmp_path, 
     assert (step, accuracy > 0.8) == (100, True)
     for worker in workers:
         assert final(worker) == (step, pytest.approx(accuracy, abs=0.02), pytest.approx(weight, rel=1e-3))
+
+
+def trainee(job: Cluster, index: int, *options: str):
+    command = [PYTHON, str(HERE / "mxtrainee.py"), *options, "--out", str(job.result(index))]
+    return job.run(f"worker-{index}", "worker", index, command)
+
+
+def optimizer(name: str, **parameters: float) -> tuple[str, ...]:
+    return "--optimizer", name, "--parameters", json.dumps(parameters)
+
+
+MOMENTUM = optimizer("sgd", learning_rate=0.1, momentum=0.9, wd=0.01)
+ADAM = optimizer("adam", learning_rate=0.02, wd=0.01)
+
+
+@pytest.mark.parametrize(
+    ("workers", "options"),
+    [
+        pytest.param(2, MOMENTUM, id="momentum"),
+        pytest.param(2, optimizer("sgd", learning_rate=0.1, clip_gradient=0.05, wd=0.01), id="clipped"),
+        pytest.param(2, ADAM, id="adam"),
+        pytest.param(1, (*MOMENTUM, "--compressed"), id="2bit"),
+        pytest.param(2, (*MOMENTUM, "--api", "module"), id="module"),
+        pytest.param(2, (*ADAM, "--api", "module"), id="module, adam"),
+    ],
+)
+def test_servers_update_as_mxnets_own_optimizers_do(tmp_path, workers, options):
+    with Cluster(tmp_path, DL2_WORKERS=str(workers), DL2_SERVERS="2") as job:
+        servers = [job.server(n) for n in range(2)]
+        trainees = [trainee(job, n, *options) for n in range(workers)]
+        processes = [*trainees, trainee(job, workers, *options, "--alone"), *servers]
+        assert [process.wait() for process in processes] == [0] * len(processes)
+        expected = job.parameters(workers)
+        for n in range(workers):
+            for name, value in job.parameters(n).items():
+                np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_module_trains_on_with_members_that_come_later(tmp_path):
+    options = (*MOMENTUM, "--api", "module", "--join", "--seconds", "0.3")
+    with Cluster(tmp_path) as job:
+        servers, workers = [job.server(0)], [trainee(job, 0, *options)]
+        job.await_step(1)
+        servers.append(job.server(1))
+        workers.append(trainee(job, 1, *options))
+        job.await_size(2, 2)
+        alone = trainee(job, 2, *MOMENTUM, "--api", "module", "--alone")
+        processes = (*workers, *servers, alone)
+        assert [process.wait() for process in processes] == [0] * len(processes)
+        for n in range(2):
+            for name, value in job.parameters(n).items():
+                np.testing.assert_allclose(value, job.parameters(2)[name], rtol=1e-4, atol=1e-5, err_msg=name)
