@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ from dl2.controller.outcome import Outcome, put_status
 from dl2.controller.progress import Progress
 from dl2.controller.rollout import Arm, Trigger
 from dl2.controller.rounds import Answer, Question
-from dl2.controller.shapes import Target, is_sizable
+from dl2.controller.shapes import Target, admitted_shape, is_sizable, shape_of
 from dl2.scaling.beliefs import Measured
 from dl2.scaling.guardrails import Limits, Restraint
 from dl2.scaling.interface import STOPPED, Observation, Policy, Scale, SpeedSample
@@ -113,7 +113,7 @@ class Scaler:
     async def _tick(self, entry: Entry) -> None:
         stage = self._stage(entry)
         await self._note_ends(entry, stage)
-        await self._follow(entry)
+        await self._follow()
         if time.monotonic() >= self._next_round:
             self._next_round = time.monotonic() + entry.value.spec.interval_seconds
             await self._round(entry, stage)
@@ -173,7 +173,7 @@ class Scaler:
         fresh = progress is not None and progress.updated_at > settled and progress.steps_per_second > 0
         if progress is not None and fresh and steps and not self._busy(job, group):
             speed = progress.steps_per_second / steps
-            taken.append(SpeedSample(_admitted(group), speed, progress.updated_at))
+            taken.append(SpeedSample(admitted_shape(group), speed, progress.updated_at))
             del taken[:-MOST_SAMPLES]
         return tuple(taken)
 
@@ -196,7 +196,7 @@ class Scaler:
         return ""
 
     async def _ask(self, arm: Arm, spec: ScalingPolicySpec, observation: Observation) -> Answer:
-        name = spec.champion if arm is Arm.CHAMPION else str(spec.challenger)
+        name = _policy(spec, arm)
         seat, limit = self._seats[arm], min(DECISION_LIMIT, spec.interval_seconds / 2)
         if seat.thinking:
             return Answer(name, error="it is still at an earlier decision")
@@ -251,17 +251,20 @@ class Scaler:
         self._metrics.scaling_verdicts.labels(verdict.ruling.value).inc()
         arm = question.arms[str(key)]
         answer = answers.get(arm)
-        current = _admitted(group)
-        if answer is None or answer.error or verdict.given == STOPPED or verdict.given == _wanted(group):
+        current = admitted_shape(group)
+        if (
+            answer is None
+            or answer.error
+            or verdict.given == STOPPED
+            or verdict.given == shape_of(group.members)
+        ):
             return
         if current != STOPPED:
-            if verdict.given == current and _wanted(group) == current:
-                return
             self._changes[entry.uid] = Change(current, verdict.given, time.time(), arm, answer.policy, number)
         self._controller.retarget(key, entry.uid, Target(verdict.given, answer.policy))
 
     # -- what comes of it -------------------------------------------------------------------------------------------
-    async def _follow(self, policy: Entry) -> None:
+    async def _follow(self) -> None:
         for uid, change in list(self._changes.items()):
             key = self._running.get(uid)
             entry = self._store.get(DL_JOBS, *key) if key else None
@@ -279,7 +282,7 @@ class Scaler:
             if pause is not None:
                 self._pauses[uid] = pause
             if kind != "Resized":
-                back = change.before if kind == "ResizeFailed" else _admitted(group)
+                back = change.before if kind == "ResizeFailed" else admitted_shape(group)
                 self._controller.retarget(key, uid, Target(back, change.policy))
                 log.warning("resize taken back", job=str(key), reason=kind, message=message)
             row = OutcomeRow(time.time(), change.round, str(key), uid, change.arm.value, change.policy, kind, pause, None,
@@ -292,7 +295,7 @@ class Scaler:
             *(int((entry.status.get(role) or {}).get("ready") or 0) for role in ("workers", "servers"))
         )
         shapes = f"{_text(change.before)} to {_text(change.target)}"
-        admitted, told = _admitted(group), entry.status.get("conditions") or ()
+        admitted, told = admitted_shape(group), entry.status.get("conditions") or ()
         if admitted == ready == change.target and not conditions.is_true(told, JobCondition.SCALING):
             return "Resized", f"from {shapes}"
         waited = time.time() - change.since
@@ -326,8 +329,7 @@ class Scaler:
                 continue
             seconds = max(0.0, parse_time(entry.status["completionTime"]) - parse_time(entry.created))
             arm = rollout.arm_of(uid, entry.value.queue, stage, spec.canary)
-            name = spec.champion if arm is Arm.CHAMPION else str(spec.challenger)
-            row = OutcomeRow(time.time(), None, str(key), uid, arm.value, name, "Finished", seconds,
+            row = OutcomeRow(time.time(), None, str(key), uid, arm.value, _policy(spec, arm), "Finished", seconds,
                              _slowdown(entry.value, seconds, samples), "")  # fmt: skip
             await in_thread(lambda row=row: self._log.add_outcome(row))  # type: ignore[misc]
 
@@ -457,17 +459,8 @@ def _with_progress(job: DLJob, progress: Progress | None) -> DLJob:
     return job.model_copy(update={"status": dljob.DLJobStatus(progress=told)})
 
 
-def _admitted(group: Group) -> Scale:
-    return _shape((name, member.count) for name, member in (group.admitted or {}).items())
-
-
-def _wanted(group: Group) -> Scale:
-    return _shape((member.name, member.count) for member in group.members)
-
-
-def _shape(counts: Iterable[tuple[str, int]]) -> Scale:
-    found = dict(counts)
-    return Scale(found.get("worker", 0), found.get("server", 0))
+def _policy(spec: ScalingPolicySpec, arm: Arm) -> str:
+    return spec.champion if arm is Arm.CHAMPION else str(spec.challenger)
 
 
 def _text(scale: Scale) -> str:

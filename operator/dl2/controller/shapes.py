@@ -6,10 +6,13 @@ of the operator changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dl2.api import DLJob, PodGroup, names
-from dl2.scaling.interface import Scale
+from dl2.api.podgroup import Member as SpecMember
+from dl2.scaling.interface import STOPPED, Scale
+from dl2.scheduling.snapshot import Group, Member
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +31,7 @@ def chosen(job: DLJob, group: PodGroup | None, target: Target | None) -> tuple[D
     """
     if not is_sizable(job):
         return job, "", True
-    has = {member.name: member.count for member in group.spec.members} if group else {}
-    has_scale = Scale(has.get(names.WORKER, 0), has.get(names.SERVER, 0))
+    has_scale = shape_of(group.spec.members) if group else STOPPED
     scaled_by = group.metadata.annotations.get(names.SCALED_BY, "") if group else ""
     if target is None:
         if not scaled_by:
@@ -50,6 +52,18 @@ def _shaped(job: DLJob, scale: Scale) -> DLJob:
         for name, (role, count) in shapes.items()
     }
     return job.model_copy(update={"spec": spec.model_copy(update=changed)})
+
+
+def shape_of(members: Iterable[Member | SpecMember]) -> Scale:
+    """What the counts of a group's members ask for."""
+    counts = {member.name: member.count for member in members}
+    return Scale(counts.get(names.WORKER, 0), counts.get(names.SERVER, 0))
+
+
+def admitted_shape(group: Group) -> Scale:
+    """Scale(0, 0): it is not admitted."""
+    given = {name: member.count for name, member in (group.admitted or {}).items()}
+    return Scale(given.get(names.WORKER, 0), given.get(names.SERVER, 0))
 
 
 def is_sizable(job: DLJob) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 from dl2.api import DLJob, names
+from dl2.controller.shapes import admitted_shape
 from dl2.scaling.cutter import cut
 from dl2.scaling.interface import STOPPED, JobView, NodeView, Observation, Policy, Scale, SpeedSample
 from dl2.scheduling.decide import decide
@@ -61,20 +62,15 @@ def _view(group: Group, job: DLJob) -> JobView:
         server_requests=requests.get(names.SERVER, {}),
         minimum=Scale(spec.workers.min, spec.servers.min if spec.servers else 0),
         maximum=_maximum(job),
-        current=_current(group),
+        current=admitted_shape(group),
         epochs_total=float(spec.training.epochs) if spec.training.epochs else None,
         epochs_done=_epochs_done(job),
-        samples=_samples(job, _current(group)),
+        samples=_samples(job, admitted_shape(group)),
     )
 
 
 def _maximum(job: DLJob) -> Scale:
     return Scale(job.spec.workers.maximum, job.spec.servers.maximum if job.spec.servers else 0)
-
-
-def _current(group: Group) -> Scale:
-    given = {name: member.count for name, member in (group.admitted or {}).items()}
-    return Scale(given.get(names.WORKER, 0), given.get(names.SERVER, 0))
 
 
 def _epochs_done(job: DLJob) -> float:
