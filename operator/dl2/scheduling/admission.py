@@ -36,6 +36,7 @@ class Admission:
         self._served: set[Key] = set()  # started or promised; not again in this pass, even if withdrawn
         self._walls: dict[int, list[Wall]] = {}
         self._fresh_rights: dict[int, bool] = {}  # in this round, by leaf
+        self._heads: dict[int, Item | None] = {}  # of each queue in this round, by leaf
 
     def run(self) -> None:
         """What later starts have given a group a right to take, it takes at once: hence rounds."""
@@ -51,7 +52,9 @@ class Admission:
         withdrawn = {self.state.items[key].leaf for key in self._served if key not in self.work.runs}
         for line in self.state.lines.values():
             if line.waiting and not (line.leaf.strict and line.leaf in withdrawn):
-                cursors[line.leaf.index] = cursor = Cursor(line, self._ready, possible)
+                cursors[line.leaf.index] = cursor = Cursor(line, self._ready)
+                self._heads[line.leaf.index] = cursor.first
+                cursor.keep(possible)
                 contest.enter(line.leaf, cursor.head)
         started = False
         while (item := contest.next()) is not None:
@@ -67,7 +70,7 @@ class Admission:
             if item.leaf.strict and self.work.runs[item.key].promised:
                 cursor.stop()
             return True
-        if item is cursor.first and self.reservations.due(item):
+        if self._is_due(item):
             self.reservations.ask(item, item.asks)
         cursor.failed()
         cursor.keep(self._still_possible)
@@ -75,6 +78,10 @@ class Admission:
 
     def _ready(self, item: Item) -> bool:
         return item.group.requeue_at <= self.now and item.key not in self._served
+
+    def _is_due(self, item: Item) -> bool:
+        """Is it the head of its queue, and passed over for so long that room is to be kept for it?"""
+        return self._heads.get(item.leaf.index) is item and self.reservations.due(item)
 
     # ---- who is worth a try ------------------------------------------------------------------------------
 
@@ -85,7 +92,7 @@ class Admission:
             return False
         if (
             self.work.fits(item, counts)
-            or self.reservations.due(item)
+            or self._is_due(item)
             or (self._could_ever(item, vector) and self.room.would(item, counts, item.spreads))
         ):
             return True
@@ -95,7 +102,7 @@ class Admission:
     def _still_possible(self, item: Item) -> bool:
         """After another of its leaf has failed: leave out what fails for want of quota too."""
         counts, vector = item.asks, item.needs
-        if self.state.future.shortage(item.leaf, vector) is None or self.reservations.due(item):
+        if self.state.future.shortage(item.leaf, vector) is None or self._is_due(item):
             return True
         if self._hits_wall(item):
             return False
@@ -136,7 +143,7 @@ class Admission:
     def _hits_wall(self, item: Item) -> bool:
         """Has somebody of the leaf who asked for less failed for want of the same resource? Then it is answered."""
         walls = self._walls.get(item.leaf.index)
-        if not walls or self.reservations.due(item):
+        if not walls or self._is_due(item):
             return False
         vector = item.needs
         for wall in walls:
@@ -164,17 +171,24 @@ class Admission:
 
     def _try(self, item: Item) -> bool:
         """Does it start, or get a promise? If not, it is answered."""
-        counts, vector = item.asks, item.needs
+        counts = item.asks
+        could = self._could_ever(item, item.needs)
+        if self.reservations.pending and not self._fits_or_would(item, could=could):
+            self._note(item, counts)  # what is to be kept makes no difference to it
+            return False
         self.reservations.settle()
         if self.work.start(item, counts, now=True) or self.work.start(item, counts, now=False):
             return True
-        could = self._could_ever(item, vector)
         placed = self.room.make(item, counts, item.spreads) if could else None
         if placed is None:
             self._note(item, counts)
             return False
         self.work.unplace(item, placed, now=False)
         return self.work.start(item, counts, now=True) or self.work.start(item, counts, now=False)
+
+    def _fits_or_would(self, item: Item, *, could: bool) -> bool:
+        fits = self.work.fits(item, item.asks)
+        return fits or (could and self.room.would(item, item.asks, item.spreads))
 
     def _note(self, item: Item, counts: Counts) -> None:
         """Remember why groups of this shape do not start."""

@@ -17,19 +17,13 @@ from dl2.scheduling.tree import Ledger, Share, Tree, TreeNode, Vector
 class Cursor:
     """Walks the waiting groups of one leaf in order and leaves out shapes that have failed."""
 
-    def __init__(self, line: Line, ready: Callable[[Item], bool], possible: Callable[[Item], bool]) -> None:
-        """`ready`: may have a turn at all. `possible`: could start as things stand; what could not is left
-        out, so that it does not stand before those that can."""
+    def __init__(self, line: Line, ready: Callable[[Item], bool]) -> None:
+        """`ready`: may have a turn at all."""
         self.line, self._ready = line, ready
         self._heads: list[tuple[Order, int, int]] = []  # (order, shape, position)
         for shape, waiting in line.waiting.items():
             self._push(shape, 0, waiting)
-        first = self._item(min(self._heads)) if self._heads else None
-        self.first = first  # the head of the queue
-        if line.leaf.strict:
-            self._heads = self._heads if first is not None and possible(first) else []
-        else:
-            self.keep(possible)
+        self.first = self.head()  # the head of the queue
 
     def _push(self, shape: int, position: int, waiting: list[tuple[Order, Item]]) -> None:
         while position < len(waiting) and not self._ready(waiting[position][1]):
@@ -55,7 +49,15 @@ class Cursor:
             self.stop()
 
     def keep(self, possible: Callable[[Item], bool]) -> None:
-        """Leave out shapes whose next group is not possible; asked smallest first, within a priority."""
+        """Leave out shapes whose next group is not possible; asked smallest first, within a priority.
+
+        A group is possible that could start as things stand; others must not stand before those that can.
+        """
+        if self.line.leaf.strict:
+            head = self.head()
+            if head is not None and not possible(head):
+                self.stop()
+            return
         in_turn = sorted(self._heads, key=lambda entry: (entry[0][0], _size(self._item(entry)), entry))
         self._heads = [entry for entry in in_turn if possible(self._item(entry))]
         heapify(self._heads)

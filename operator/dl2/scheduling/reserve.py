@@ -44,6 +44,11 @@ class Reservations:
         """Keep room for a head that does not fit, from now on; worked out when a later group has its turn."""
         self._asked.append((item, counts))
 
+    @property
+    def pending(self) -> bool:
+        """Has anybody asked since the last `settle`?"""
+        return bool(self._asked)
+
     def settle(self) -> None:
         """Somebody later has a turn: work out what is kept."""
         for item, counts in self._asked:
