@@ -152,7 +152,7 @@ class Admission:
                 asked >= wall.amount
                 and item.group.priority <= wall.priority
                 and self._could_ever(item, vector)
-                and self._short(item, vector) == (wall.resource,)
+                and self.state.future.lacking(item.leaf, vector) == [wall.resource]
             ):
                 told = wall.told
                 if isinstance(told, Short) and asked != told.needs:
@@ -160,12 +160,6 @@ class Admission:
                 self.blocked[item.leaf.index, item.shape.number] = told
                 return True
         return False
-
-    def _short(self, item: Item, vector: Vector) -> tuple[int, ...]:
-        """Resources of which a limit on the way up is short."""
-        return tuple(
-            r for r, amount in enumerate(vector) if amount and self.state.future.lacks(item.leaf, r, amount)
-        )
 
     # ---- one turn ----------------------------------------------------------------------------------------
 
@@ -204,7 +198,7 @@ class Admission:
             self.blocked[key] = of_nodes(self.state, item, counts)
         else:
             told = self.blocked[key] = of_quota(self.state, item, vector, short)
-            lacking = self._short(item, vector)
+            lacking = self.state.future.lacking(item.leaf, vector)
             if len(lacking) == 1 and isinstance(told, Short):
                 wall = Wall(lacking[0], vector[lacking[0]], item.group.priority, told)
                 self._walls.setdefault(item.leaf.index, []).append(wall)

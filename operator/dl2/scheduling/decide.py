@@ -127,11 +127,9 @@ class Pass:
         for run in self.work.runs.values():
             if not run.item.admitted and run.item.shape.least != run.item.shape.full:
                 hungry[run.item.leaf.index].append(run)
-        if any(hungry.values()):
-            self.reservations.settle()
         for runs in hungry.values():
             runs.sort(key=lambda run: run.item.order)
-        grow(self.work, {index: runs for index, runs in hungry.items() if runs}, self.room)
+        grow(self.work, {index: runs for index, runs in hungry.items() if runs}, self.room, self.reservations)
 
     def _may_grow(self, item: Item) -> bool:
         """Is there quota for any one pod that it lacks, or somebody to take it from? Most often not."""

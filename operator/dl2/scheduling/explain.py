@@ -112,13 +112,13 @@ def of_quota(state: State, item: Item, vector: Vector, short: tuple[TreeNode, in
 
 def _borrowers(state: State, leaf: TreeNode, top: TreeNode, r: int) -> list[tuple[int, str]]:
     """Who beside the asker's branches, up to `top`, uses more than its min: (amount, name), most first."""
-    used, found = state.future.used, []
-    for mine in leaf.path[: leaf.path.index(top)]:
-        assert mine.parent is not None
-        for child in mine.parent.children:
-            over = used[child.index][r] - child.min[r]
-            if over > 0 and child is not mine:
-                found.append((-over, child.name))
+    forks = leaf.path[1 : leaf.path.index(top) + 1]
+    found = [
+        (-over, child.name)
+        for mine, fork in zip(leaf.path, forks, strict=False)
+        for over, child in state.future.borrowers(fork, r)
+        if child is not mine
+    ]
     return [(-over, name) for over, name in sorted(found)]
 
 

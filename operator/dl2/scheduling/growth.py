@@ -10,6 +10,7 @@ from fractions import Fraction
 
 from dl2.scheduling.contest import Contest
 from dl2.scheduling.items import Counts, Item
+from dl2.scheduling.reserve import Reservations
 from dl2.scheduling.room import Room
 from dl2.scheduling.tree import Vector
 from dl2.scheduling.work import Run, Work
@@ -44,12 +45,15 @@ def _progress(has: int, least: int, full: int) -> Fraction:
     return Fraction(has - least, max(1, full - least))
 
 
-def grow(work: Work, candidates: dict[int, list[Run]], room: Room) -> None:
+def grow(work: Work, candidates: dict[int, list[Run]], room: Room, reservations: Reservations) -> None:
     """`candidates`: by leaf index, in order, every group with fewer pods than it asks for."""
     lines = {index: [Growing(run) for run in reversed(runs)] for index, runs in candidates.items()}
     contest = Contest(work.state.tree, work.state.future, lambda item: _wish(lines, item))
     for line in lines.values():
         contest.enter(line[0].run.item.leaf, lambda line=line: _head(work, room, line))  # type: ignore[misc]
+    if contest.next() is not None and reservations.pending:
+        reservations.settle()
+        contest.update_all([line[0].run.item.leaf for line in lines.values() if line])
     while (item := contest.next()) is not None:
         growing = lines[item.leaf.index][-1]
         counts = growing.step()

@@ -71,6 +71,18 @@ class Placer:
         rest = iter(found)
         return [next(rest) if count else {} for _, count in wants]
 
+    def fits(
+        self, wants: Sequence[Want], required: str | None, *, now: bool, home: Sequence[int] = ()
+    ) -> bool:
+        """Would `place` find room? Most often one look at single nodes tells."""
+        wanted = [want for want in wants if want[1]]
+        if not wanted or self._one_node(wanted, required, now, home) is not None:
+            return True
+        spreads = self._over_nodes(wanted, required, now, home)
+        if spreads is not None:
+            self.undo(wanted, spreads, now=now)
+        return spreads is not None
+
     def undo(self, wants: Sequence[Want], spreads: Sequence[Spread], *, now: bool = True) -> None:
         for (shape, _), spread in zip(wants, spreads, strict=True):
             self._take(shape, spread, now, -1)
@@ -85,16 +97,21 @@ class Placer:
             vector = shape.vector if pods == 1 else tuple([amount * pods for amount in shape.vector])
             self.fleet.charge(i, vector, sign, real=now)
 
+    def _one_node(
+        self, wants: Sequence[Want], required: str | None, now: bool, home: Sequence[int]
+    ) -> int | None:
+        """The node for all of `wants` together."""
+        shape, count = wants[0] if len(wants) == 1 else (self.fleet.together(wants), 1)
+        index = self.index(shape, required, now)
+        if not home:
+            return index.one_node(count)
+        fitting = [i for i in home if index.slots[i] >= count]
+        return min(fitting, key=lambda i: (index.slots[i], i)) if fitting else None
+
     def _on_one_node(
         self, wants: Sequence[Want], required: str | None, now: bool, home: Sequence[int]
     ) -> list[Spread] | None:
-        shape, count = wants[0] if len(wants) == 1 else (self.fleet.together(wants), 1)
-        index = self.index(shape, required, now)
-        if home:
-            fitting = [i for i in home if index.slots[i] >= count]
-            node = min(fitting, key=lambda i: (index.slots[i], i)) if fitting else None
-        else:
-            node = index.one_node(count)
+        node = self._one_node(wants, required, now, home)
         if node is None:
             return None
         spreads = [{node: pods} for _, pods in wants]

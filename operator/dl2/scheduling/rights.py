@@ -42,9 +42,8 @@ class Rights:
 
     def _contested(self, state: State) -> tuple[int, ...]:
         """Resources of which a limit is short; where none is (it is about nodes), all it asks for."""
-        asked = [r for r, amount in enumerate(self.vector) if amount > 0]
-        short = [r for r in asked if state.future.lacks(self.asker.leaf, r, self.vector[r])]
-        return tuple(short or asked)
+        short = state.future.lacking(self.asker.leaf, self.vector)
+        return tuple(short or [r for r, amount in enumerate(self.vector) if amount > 0])
 
     def any_of(self, leaf: TreeNode) -> bool:
         """May every group of a leaf lose, whatever its priority?"""

@@ -10,6 +10,7 @@ from dl2.scheduling.items import Counts, Item
 from dl2.scheduling.plan import Reason
 from dl2.scheduling.rights import Right, Rights
 from dl2.scheduling.snapshot import Key, Preemption
+from dl2.scheduling.state import Losers
 from dl2.scheduling.tree import TreeNode, Vector
 from dl2.scheduling.work import Spreads, Work
 
@@ -24,7 +25,6 @@ class Room:
 
     def __init__(self, work: Work) -> None:
         self.work = work
-        self._orders: dict[tuple[int, Means], tuple[list[Item], Vector]] = {}
         self._lowest = {  # priority of what runs, by leaf
             index: min(item.group.priority for item in line.running.values())
             for index, line in work.state.lines.items()
@@ -140,18 +140,21 @@ class Room:
         open_leaves = [leaf for leaf in leaves if leaf.index in victims]
         return bool(victims) and hunt.search(means, victims, least, open_leaves)
 
-    def _order(self, leaf: TreeNode, means: Means) -> tuple[list[Item], Vector]:
+    def _order(self, leaf: TreeNode, means: Means) -> Losers:
         """The groups of a leaf that can lose, the first to lose last; and less than any of them would lose."""
         if means is Means.WITHDRAW:
             return self._sorted(self.work.fresh[leaf.index], means)
-        key = (leaf.index, means)
-        if key not in self._orders:
-            running = self.work.state.lines[leaf.index].running.values()
-            can = [i for i in running if not i.group.error and (means is Means.EVICT or _elastic(i))]
-            self._orders[key] = self._sorted(can, means)
-        return self._orders[key]
+        line = self.work.state.lines[leaf.index]
+        if means not in line.orders:
+            can = [
+                i
+                for i in line.running.values()
+                if not i.group.error and (means is Means.EVICT or _elastic(i))
+            ]
+            line.orders[means] = self._sorted(can, means)
+        return line.orders[means]
 
-    def _sorted(self, items: Iterable[Item], means: Means) -> tuple[list[Item], Vector]:
+    def _sorted(self, items: Iterable[Item], means: Means) -> Losers:
         order = sorted(items, key=lambda item: victim_key(item, means), reverse=True)
         losses = [quota for item in order for quota in _losses(item, means)]
         return order, tuple(map(min, zip(*losses, strict=True)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 from dl2.scheduling.fits import matches
 from dl2.scheduling.fleet import PODS, Fleet, capacity_of
@@ -25,6 +26,7 @@ from dl2.scheduling.snapshot import CapacityMode, Group, Key, Member, Pod, Quant
 from dl2.scheduling.tree import Ledger, Tree, TreeNode, Vector
 
 _NO_PODS: tuple[Pod, ...] = ()
+Losers = tuple[list[Item], Vector]  # the first to lose last, and what none of them would lose less than
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +38,18 @@ class Line:
     waiting: dict[int, list[tuple[Order, Item]]] = field(default_factory=dict)
     running: dict[Key, Item] = field(default_factory=dict)
     hungry: dict[Key, Item] = field(default_factory=dict)  # running with fewer pods than they ask for
+    orders: dict[Enum, Losers] = field(default_factory=dict)  # of the running ones, kept for `Room`
+
+    def run(self, item: Item) -> None:
+        self.running[item.key] = item
+        if item.hungry:
+            self.hungry[item.key] = item
+        self.orders.clear()
+
+    def end(self, key: Key) -> None:
+        del self.running[key]
+        self.hungry.pop(key, None)
+        self.orders.clear()
 
 
 class State:
@@ -80,9 +94,7 @@ class State:
         self._charge(item, 1)
         line = self.line(item.leaf)
         if item.admitted:
-            line.running[item.key] = item
-            if item.hungry:
-                line.hungry[item.key] = item
+            line.run(item)
         elif item.blocked is None:
             insort(line.waiting.setdefault(item.shape.number, []), (item.order, item))
             _add(line.demand, item.shape.quota(item.shape.full), 1)
@@ -97,8 +109,7 @@ class State:
         self._charge(item, -1)
         line = self.line(item.leaf)
         if item.admitted:
-            del line.running[key]
-            line.hungry.pop(key, None)
+            line.end(key)
         elif item.blocked is None:
             waiting = line.waiting[item.shape.number]
             del waiting[bisect_left(waiting, (item.order,))]

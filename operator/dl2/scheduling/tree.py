@@ -171,12 +171,17 @@ class Standing(NamedTuple):
     shares: list[tuple[TreeNode, Share]]
 
 
+Borrower = tuple[int, TreeNode]  # how much more than its min, who
+
+
 class Ledger:
     """What is charged along the tree in one picture of the cluster."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
-        self._standings: dict[int, Standing] = {}  # by fork, until the usage of one of its children changes
+        # Both by fork, until the usage of one of its children changes.
+        self._standings: dict[int, Standing] = {}
+        self._borrowers: dict[int, dict[int, list[Borrower]]] = {}
         self.used = [[0] * len(tree.resources) for _ in tree.nodes]  # really used, by node index
         # With what its children keep for themselves (the unlent part of an unused min); limits hold for it.
         self.held = self.used if tree.root.lends_all and _all_lend(tree) else self._kept_back(tree)
@@ -205,6 +210,7 @@ class Ledger:
         used = self.used
         for node in leaf.path[1:]:
             self._standings.pop(node.index, None)
+            self._borrowers.pop(node.index, None)
         for r, amount in enumerate(vector):
             if amount:
                 for node in leaf.path:
@@ -215,6 +221,18 @@ class Ledger:
     def moved(self) -> None:
         """`used` has been written to from outside."""
         self._standings.clear()
+        self._borrowers.clear()
+
+    def borrowers(self, fork: TreeNode, r: int) -> list[Borrower]:
+        """The children of a node that use more than their min, and how much more, the one with most first."""
+        known = self._borrowers.setdefault(fork.index, {})
+        if r not in known:
+            used = self.used
+            above = [(used[child.index][r] - child.min[r], child) for child in fork.children]
+            known[r] = sorted(
+                (pair for pair in above if pair[0] > 0), key=lambda pair: (-pair[0], pair[1].name)
+            )
+        return known[r]
 
     def standing(self, fork: TreeNode) -> Standing:
         """The weighted shares of a node's children as things stand."""
@@ -252,11 +270,21 @@ class Ledger:
                         return node, r
         return None
 
-    def lacks(self, leaf: TreeNode, r: int, amount: int) -> bool:
-        """Would so much more of one resource break a limit?"""
-        return (
-            self.shortage(leaf, tuple(amount if n == r else 0 for n in range(len(self.used[0])))) is not None
-        )
+    def lacking(self, leaf: TreeNode, vector: Sequence[int]) -> list[int]:
+        """The resources of which `vector` more would break a limit."""
+        if not self.plain:
+            one = [
+                (r, [amount if n == r else 0 for n in range(len(vector))]) for r, amount in enumerate(vector)
+            ]
+            return [r for r, alone in one if alone[r] > 0 and self.shortage(leaf, alone) is not None]
+        short = {
+            r
+            for node in leaf.path
+            for r, top in node.limited
+            if vector[r] > 0
+            and self.used[node.index][r] + vector[r] + self.kept.get((node.index, r), 0) > top
+        }
+        return sorted(short)
 
     def keep(self, node: int, r: int, amount: int) -> None:
         """Keep `amount` more (less, if negative) of a limit free."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dl2.scheduling.fleet import PodShape
 from dl2.scheduling.items import Counts, Item
 from dl2.scheduling.plan import Reason
 from dl2.scheduling.snapshot import Key
@@ -108,11 +109,14 @@ class Work:
         placer = self.state.placer
         if placer is None:
             return [{} for _ in counts]
-        wants = [(m.pod, n) for m, n in zip(item.shape.members, counts, strict=True) if m.pod is not None]
+        wants = self._wants(item, counts)
         home = sorted({i for spread in spreads for i in spread})
         if pinned and not home:
             home = self.state.pinned_to(item)
         return placer.place(wants, item.shape.required, now=now, home=home)
+
+    def _wants(self, item: Item, counts: Sequence[int]) -> list[tuple[PodShape, int]]:
+        return [(m.pod, n) for m, n in zip(item.shape.members, counts, strict=True) if m.pod is not None]
 
     def unplace(self, item: Item, spreads: Spreads, *, now: bool) -> None:
         placer = self.state.placer
@@ -123,10 +127,11 @@ class Work:
         """Is there room for `counts` more pods of a waiting group, once what leaves is gone? Changes nothing."""
         if self.state.future.shortage(item.leaf, item.shape.quota(counts)) is not None:
             return False
-        placed = self.place(item, counts, item.spreads, now=False)
-        if placed is not None:
-            self.unplace(item, placed, now=False)
-        return placed is not None
+        placer = self.state.placer
+        if placer is None:
+            return True
+        home = sorted({i for spread in item.spreads for i in spread})
+        return placer.fits(self._wants(item, counts), item.shape.required, now=False, home=home)
 
     def start(self, item: Item, counts: Counts, *, now: bool) -> bool:
         """Give a waiting group `counts` more pods, at once or as a promise; False and no change without room."""
@@ -189,7 +194,7 @@ class Work:
         vector = item.shape.quota(more)
         if self.shortage_now(item.leaf, vector) is not None:
             return False
-        wants = [(m.pod, n) for m, n in zip(item.shape.members, run.counts, strict=True) if m.pod is not None]
+        wants = self._wants(item, run.counts)
         placer.undo(wants, run.spreads)
         total = [has + extra for has, extra in zip(run.counts, more, strict=True)]
         placed = self.place(item, total, (), now=True)
