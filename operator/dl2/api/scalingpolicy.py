@@ -48,6 +48,7 @@ class ScalingPolicySpec(Model):
     interval_seconds: Annotated[int, Field(ge=5, le=86400)] = 60
     canary: Canary = Canary()
     guardrails: Guardrails = Guardrails()
+    promotion: Literal["Manual", "Automatic"] = "Manual"
 
 
 class Outcome(Model):
@@ -70,6 +71,17 @@ class Rollback(Model):
     reason: Text
 
 
+class Move(Model):
+    """One step of the rollout."""
+
+    time: Time
+    from_: Annotated[Word, Field(alias="from")]
+    to: Word
+    reason: Word
+    message: Text = ""
+    observed_generation: Tally = 0
+
+
 class ScalingPolicyStatus(Status):
     stage: Word = ""
     decisions: Tally = 0
@@ -77,6 +89,7 @@ class ScalingPolicyStatus(Status):
     predicted_gain: float | None = None
     observed: Observed | None = None
     last_rollback: Rollback | None = None
+    history: Annotated[list[Move], Field(max_length=20)] = []
 
 
 class ScalingPolicy(Model):

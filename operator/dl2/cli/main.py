@@ -14,6 +14,7 @@ _COMMANDS = {
     "cluster": ("dl2.cli.cluster", "An embedded cluster on this machine: up, down, status, logs, env."),
     "decide": ("dl2.cli.decide", "One scheduling pass over manifests or a live cluster; touches nothing."),
     "queue": ("dl2.cli.queue", "The tree of queues: used, share, borrowed."),
+    "policy": ("dl2.cli.policy", "The rollout of a scaling policy: show it, move it on."),
     "explain": ("dl2.cli.explain", "What was decided about the shape of a job, why, and what came of it."),
     "log": ("dl2.cli.log", "Export the decision log."),
     "simulate": ("dl2.cli.simulate", "One simulated cluster under one scaling policy."),

@@ -147,14 +147,15 @@ class DecisionLog:
     def count_rounds(self, scaling_policy: str) -> int:
         return int(self._one("SELECT count(*) FROM rounds WHERE scaling_policy = ?", scaling_policy)[0])
 
-    def compared(self, scaling_policy: str, since: float) -> tuple[float | None, float | None]:
-        """Mean agreement and predicted gain of the rounds since then."""
+    def compared(self, scaling_policy: str, since: float) -> tuple[float | None, float | None, int]:
+        """Mean agreement and predicted gain of the rounds since then, and how many of them told a gain."""
         row = self._one(
-            "SELECT avg(agreement), avg(predicted_gain) FROM rounds WHERE scaling_policy = ? AND at >= ?",
+            "SELECT avg(agreement), avg(predicted_gain), count(predicted_gain) FROM rounds "
+            "WHERE scaling_policy = ? AND at >= ?",
             scaling_policy,
             since,
         )
-        return row[0], row[1]
+        return row[0], row[1], int(row[2])
 
     def failures(self, arm: Arm, policy: str, since: float) -> int:
         """Resizes that one policy asked for and that failed since then."""

@@ -169,9 +169,9 @@ class Controller:
         with structlog.contextvars.bound_contextvars(job=str(key), queue=known.queue if known else ""):
             try:
                 if job is not None:
-                    self._carry_out(key, self._keep_job(job, group, now), tell)
+                    self.carry_out(key, self._keep_job(job, group, now), tell)
                 if group is not None:
-                    self._carry_out(key, self._keep_group(group, job, now), tell)
+                    self.carry_out(key, self._keep_group(group, job, now), tell)
             except Exception:
                 log.exception("object cannot be kept")
                 self._wakes[key] = now + _BROKEN_SECONDS
@@ -234,9 +234,9 @@ class Controller:
 
     def _keep_queue(self, entry: Entry, now: float, tell: bool = False) -> None:
         outcome = queues.reconcile(entry, self._decisions.plan, self._world.capacity, now)
-        self._carry_out(entry.key, outcome, tell)
+        self.carry_out(entry.key, outcome, tell)
 
-    def _carry_out(self, key: Key, outcome: Outcome, tell: bool) -> None:
+    def carry_out(self, key: Key, outcome: Outcome, tell: bool) -> None:
         for write in outcome.writes:
             if self.applier.full:
                 self._due[key] = None

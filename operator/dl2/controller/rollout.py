@@ -1,8 +1,9 @@
 """The staged rollout of a challenger: which stage is in force, who decides for which job, and what rolls it back. Pure.
 
 Observe: the champion decides, and everything is logged. Shadow: the challenger is asked too, on paper. Canary: it
-decides for some jobs. Active: it decides for all, and the champion on paper. Once something has rolled it back, the
-stage in force is Shadow until somebody changes the spec.
+decides for some jobs. Active: it decides for all, and the champion on paper. The stage in force is that of the spec,
+until something rolls the challenger back to Shadow or, with `promotion: Automatic`, evidence moves it on; a change of
+the spec starts anew.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from dl2.api import conditions
-from dl2.api.names import PolicyCondition
 from dl2.api.scalingpolicy import Canary, Guardrails, ScalingPolicySpec
 from dl2.cluster.store import Entry
 
 STAGES = ("Observe", "Shadow", "Canary", "Active")
+LEAST_ROUNDS = 10  # with both answers, before a predicted gain counts
 LEAST_JOBS = 5  # finished ones on either side, before completion times are compared
 _TRIALS = 100
 
@@ -49,22 +49,63 @@ class Times:
     slowdown: Sequence[float] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known of a challenger. Completion times and failures of its time in force; `rounds` and `gain` (mean,
+    0.1: remaining times 10 % shorter) of those since the last move in which both have answered; `fault`: why its answer
+    of this round cannot be used."""
+
+    fault: tuple[Trigger, str] | None = None
+    failures: int = 0
+    champion: Times = Times()
+    challenger: Times = Times()
+    rounds: int = 0
+    gain: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One step of the rollout, as `status.history` tells it."""
+
+    time: str
+    before: str
+    after: str
+    reason: str  # a Trigger, Promoted or SpecChanged
+    message: str
+    generation: int
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "time": self.time, "from": self.before, "to": self.after, "reason": self.reason,
+            "message": self.message[:1000], "observedGeneration": self.generation,
+        }  # fmt: skip
+
+
 def in_charge(policies: Sequence[Entry]) -> Entry | None:
     """One ScalingPolicy decides: the oldest, of equally old ones the first by name."""
     usable = [entry for entry in policies if entry.value is not None and not entry.deleting]
     return min(usable, key=lambda entry: (entry.created, entry.name), default=None)
 
 
-def stage_in_force(entry: Entry) -> str:
-    spec: ScalingPolicySpec = entry.value.spec
-    rolled = conditions.get(entry.status.get("conditions") or (), PolicyCondition.ROLLED_BACK)
-    back = rolled and rolled["status"] == "True" and rolled.get("observedGeneration") == entry.generation
-    return "Shadow" if back and spec.stage in ("Canary", "Active") else spec.stage
+def stage_in_force(entry: Entry, pending: Sequence[Move] = ()) -> str:
+    """`pending`: moves that the status does not tell of yet."""
+    moves = [*(entry.status.get("history") or ()), *(move.record() for move in pending)]
+    since = [move for move in moves if move.get("observedGeneration") == entry.generation]
+    return str(since[-1]["to"]) if since else str(entry.value.spec.stage)
+
+
+def decides(stage: str) -> bool:
+    """Has the challenger power over any job?"""
+    return stage in ("Canary", "Active")
 
 
 def asked(stage: str, challenger: str | None) -> tuple[Arm, ...]:
     """Who is asked in a stage."""
     return (Arm.CHAMPION,) if stage == "Observe" or challenger is None else (Arm.CHAMPION, Arm.CHALLENGER)
+
+
+def policy_of(spec: ScalingPolicySpec, arm: Arm) -> str:
+    return spec.champion if arm is Arm.CHAMPION else str(spec.challenger)
 
 
 def arm_of(uid: str, queue: str, stage: str, canary: Canary) -> Arm:
@@ -97,6 +138,46 @@ def bad_answer(answer: Any) -> str:
     return ""
 
 
+def rolls_back(stage: str, evidence: Evidence, guardrails: Guardrails) -> tuple[Trigger, str] | None:
+    """Why the challenger must not decide any longer. On paper it may be as wrong as it likes."""
+    if not decides(stage):
+        return None
+    if evidence.fault:
+        return evidence.fault
+    failed = too_many_failures(evidence.failures, guardrails)
+    if failed:
+        return Trigger.SCALING_FAILURES, failed
+    worse = regression(evidence.champion, evidence.challenger, guardrails)
+    return (Trigger.JCT_REGRESSION, worse) if worse else None
+
+
+def promotes(stage: str, evidence: Evidence, spec: ScalingPolicySpec) -> str:
+    """Why the challenger may go one stage on by itself; empty: the evidence does not suffice.
+
+    To Canary: it promises `minGainPercent` over LEAST_ROUNDS rounds. To Active: the 95 % interval of the difference of
+    completion times lies below 0. Nobody becomes champion by itself.
+    """
+    if spec.promotion != "Automatic" or spec.challenger is None or evidence.fault:
+        return ""
+    if stage == "Observe":
+        return f"{spec.challenger} is named as challenger; on paper it can do no harm"
+    least = spec.guardrails.min_gain_percent / 100
+    if stage == "Shadow" and evidence.rounds >= LEAST_ROUNDS and (evidence.gain or 0.0) >= max(least, 1e-9):
+        return f"predicted gain {evidence.gain:.1%} over {evidence.rounds} rounds (asked for {least:.0%})"
+    return improvement(evidence.champion, evidence.challenger) if stage == "Canary" else ""
+
+
+def improvement(champion: Times, challenger: Times) -> str:
+    """Whether jobs surely take less long: the 95 % interval of the difference lies below 0."""
+    old, new = champion.completion, challenger.completion
+    if min(len(old), len(new)) < LEAST_JOBS:
+        return ""
+    difference, margin = _difference(old, new)
+    if difference + margin >= 0:
+        return ""
+    return f"jobs take {mean(new):.0f} s against {mean(old):.0f} s, {len(new)} and {len(old)} jobs"
+
+
 def too_many_failures(failures: int, guardrails: Guardrails) -> str:
     if failures < guardrails.max_scaling_failures:
         return ""
@@ -108,7 +189,7 @@ def regression(champion: Times, challenger: Times, guardrails: Guardrails) -> st
     old, new = champion.completion, challenger.completion
     if min(len(old), len(new)) < LEAST_JOBS:
         return ""
-    difference, margin = mean(new) - mean(old), 1.96 * math.sqrt(_error(new) + _error(old))
+    difference, margin = _difference(old, new)
     least = (difference - margin) / mean(old) if mean(old) > 0 else 0.0
     if least <= guardrails.max_jct_regression_percent / 100:
         return ""
@@ -132,6 +213,11 @@ def observed(times: Times) -> dict[str, Any]:
     if times.slowdown:
         told["slowdown"] = round(mean(times.slowdown), 2)
     return told
+
+
+def _difference(old: Sequence[float], new: Sequence[float]) -> tuple[float, float]:
+    """Of the means, and half of its 95 % interval (Welch, normal)."""
+    return mean(new) - mean(old), 1.96 * math.sqrt(_error(new) + _error(old))
 
 
 def mean(values: Sequence[float]) -> float:

@@ -2,35 +2,34 @@
 
 Nothing heavy happens in the event loop: policies are asked and judged in threads, each answer within a time limit. A
 target becomes the PodGroup's counts and goes through the same `decide` as everything else; it is followed until the
-members have joined, and taken back when they do not.
+members have joined, and taken back when they do not. What that says of a challenger is `trial`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 
 from dl2.api import DLJob, conditions, dljob
-from dl2.api.conditions import format_time, parse_time
-from dl2.api.names import JobCondition, PolicyCondition
+from dl2.api.conditions import parse_time
+from dl2.api.names import JobCondition
 from dl2.api.scalingpolicy import ScalingPolicySpec
 from dl2.cluster.resources import DL_JOBS, SCALING_POLICIES
 from dl2.cluster.store import Entry, Store
 from dl2.controller import rollout, rounds
 from dl2.controller.decisionlog import DecisionLog, LogError, OutcomeRow, VerdictRow
 from dl2.controller.loop import Controller
-from dl2.controller.outcome import Outcome, put_status
 from dl2.controller.progress import Progress
-from dl2.controller.rollout import Arm, Trigger
+from dl2.controller.rollout import Arm
 from dl2.controller.rounds import Answer, Question
 from dl2.controller.shapes import Target, admitted_shape, is_sizable, shape_of
+from dl2.controller.threads import in_thread
+from dl2.controller.trial import Trial
 from dl2.scaling.beliefs import Measured
 from dl2.scaling.guardrails import Limits, Restraint
 from dl2.scaling.interface import STOPPED, Observation, Policy, Scale, SpeedSample
@@ -94,37 +93,29 @@ class Scaler:
         self._resized_at: dict[str, float] = {}
         self._pauses: dict[str, float] = {}
         self._running: dict[str, Key] = {}  # jobs that a round has seen, until their end was noted
-        self._rolled_back: tuple[str, int] | None = (
-            None  # uid and generation of the policy, until its status says so
-        )
+        self._trial = Trial(controller, metrics, decisions)
         self._next_round = 0.0  # monotonic
 
     async def run(self) -> None:
         while True:
             await asyncio.sleep(TICK)
             try:
-                entry = rollout.in_charge(list(self._store.all(SCALING_POLICIES)))
+                policies = list(self._store.all(SCALING_POLICIES))
+                entry = rollout.in_charge(policies)
                 if entry is not None:
+                    self._trial.tell_others(entry, policies, time.time())
                     await self._tick(entry)
             except Exception:  # whatever one job did to a round, the next one comes
                 log.exception("scaling round failed; trying again")
                 self._next_round = time.monotonic() + 10 * TICK
 
     async def _tick(self, entry: Entry) -> None:
-        stage = self._stage(entry)
+        stage = self._trial.stage(entry)
         await self._note_ends(entry, stage)
         await self._follow()
         if time.monotonic() >= self._next_round:
             self._next_round = time.monotonic() + entry.value.spec.interval_seconds
             await self._round(entry, stage)
-
-    def _stage(self, entry: Entry) -> str:
-        if self._rolled_back == (entry.uid, entry.generation) and entry.value.spec.stage in (
-            "Canary",
-            "Active",
-        ):
-            return "Shadow"
-        return rollout.stage_in_force(entry)
 
     # -- one round ------------------------------------------------------------------------------------------------
     async def _round(self, entry: Entry, stage: str) -> None:
@@ -144,7 +135,7 @@ class Scaler:
         log.info("scaling round", scaling_policy=entry.name, stage=stage, jobs=len(observation.jobs), round=number,
                  agreement=judged.agreement, predicted_gain=judged.predicted_gain,
                  seconds={a.policy: round(a.seconds, 4) for a in answers.values()})  # fmt: skip
-        await self._conclude(entry, stage, answers, now)
+        await self._trial.conclude(entry, stage, answers, now)
 
     async def _question(self, spec: ScalingPolicySpec, stage: str, now: float) -> Question:
         jobs, samples, restraints, arms = {}, {}, {}, {}
@@ -196,7 +187,7 @@ class Scaler:
         return ""
 
     async def _ask(self, arm: Arm, spec: ScalingPolicySpec, observation: Observation) -> Answer:
-        name = _policy(spec, arm)
+        name = rollout.policy_of(spec, arm)
         seat, limit = self._seats[arm], min(DECISION_LIMIT, spec.interval_seconds / 2)
         if seat.thinking:
             return Answer(name, error="it is still at an earlier decision")
@@ -329,95 +320,11 @@ class Scaler:
                 continue
             seconds = max(0.0, parse_time(entry.status["completionTime"]) - parse_time(entry.created))
             arm = rollout.arm_of(uid, entry.value.queue, stage, spec.canary)
-            row = OutcomeRow(time.time(), None, str(key), uid, arm.value, _policy(spec, arm), "Finished", seconds,
-                             _slowdown(entry.value, seconds, samples), "")  # fmt: skip
-            await in_thread(lambda row=row: self._log.add_outcome(row))  # type: ignore[misc]
-
-    # -- the rollout ------------------------------------------------------------------------------------------------
-    async def _conclude(self, entry: Entry, stage: str, answers: dict[Arm, Answer], now: float) -> None:
-        """Roll back what has to be, and write the status of the policy."""
-        spec: ScalingPolicySpec = entry.value.spec
-        since, challenger = now - 60.0 * spec.guardrails.window_minutes, spec.challenger or ""
-        count, compared, failures, old, new = await in_thread(
-            lambda: (
-                self._log.count_rounds(entry.name),
-                self._log.compared(entry.name, since),
-                self._log.failures(Arm.CHALLENGER, challenger, since),
-                self._log.times(spec.champion, 0.0, 200),
-                self._log.times(challenger, since, 200),
-            )
-        )
-        trigger = self._trigger(stage, answers.get(Arm.CHALLENGER), failures, old, new, spec)
-        status: dict[str, Any] = {key: entry.status.get(key) for key in OWNED}
-        status |= {
-            "observedGeneration": entry.generation,
-            "decisions": count,
-            "agreement": _rounded(compared[0]),
-            "predictedGain": _rounded(compared[1]),
-            "observed": {"champion": rollout.observed(old), "challenger": rollout.observed(new)},
-        }
-        if trigger is not None:
-            status["lastRollback"] = {
-                "time": format_time(now),
-                "reason": f"{trigger[0]}: {trigger[1]}"[:1000],
-            }
-            self._rolled_back = (entry.uid, entry.generation)
-            self._metrics.scaling_rollbacks.labels(trigger[0].value).inc()
+            name, slowdown = rollout.policy_of(spec, arm), _slowdown(entry.value, seconds, samples)
             row = OutcomeRow(
-                now, None, "", "", Arm.CHALLENGER.value, challenger, "RolledBack", None, None, trigger[1]
+                time.time(), None, str(key), uid, arm.value, name, "Finished", seconds, slowdown, ""
             )
-            await in_thread(lambda: self._log.add_outcome(row))
-            log.warning("challenger rolled back", scaling_policy=entry.name, challenger=challenger,
-                        reason=trigger[0].value, message=trigger[1])  # fmt: skip
-        status["stage"] = self._stage(entry)
-        status["conditions"] = self._conditions(entry, answers, trigger, now)
-        outcome = Outcome()
-        put_status(outcome, SCALING_POLICIES, entry, status, OWNED)
-        for write in (*outcome.writes, *outcome.soft_writes):
-            self._controller.applier.submit(write)
-        for notice in outcome.notices:
-            self._controller.recorder.post(
-                notice.resource, notice.entry, notice.reason, notice.message, notice.warning
-            )
-
-    @staticmethod
-    def _trigger(
-        stage: str, answer: Answer | None, failures: int, old: rollout.Times, new: rollout.Times,
-        spec: ScalingPolicySpec,
-    ) -> tuple[Trigger, str] | None:  # fmt: skip
-        """Why the challenger must not decide any longer. On paper it may be as wrong as it likes."""
-        if stage not in ("Canary", "Active"):
-            return None
-        if answer is not None and answer.error:
-            kind = Trigger.TOO_SLOW
-            if answer.broken:
-                kind = Trigger.BAD_ANSWER if answer.seconds else Trigger.FAILED
-            return kind, f"{answer.policy}: {answer.error}"
-        failed = rollout.too_many_failures(failures, spec.guardrails)
-        if failed:
-            return Trigger.SCALING_FAILURES, failed
-        worse = rollout.regression(old, new, spec.guardrails)
-        return (Trigger.JCT_REGRESSION, worse) if worse else None
-
-    def _conditions(
-        self, entry: Entry, answers: dict[Arm, Answer], trigger: tuple[Trigger, str] | None, now: float
-    ) -> list[dict[str, Any]]:
-        errors = [f"{a.policy}: {a.error}" for a in answers.values() if a.error]
-        items = conditions.set_condition(
-            entry.status.get("conditions") or (), PolicyCondition.READY, not errors,
-            "PolicyFailed" if errors else "Deciding", "; ".join(errors) or "its policies answer", entry.generation, now,
-        )  # fmt: skip
-        if trigger is not None:
-            return conditions.set_condition(
-                items, PolicyCondition.ROLLED_BACK, True, trigger[0].value, trigger[1], entry.generation, now
-            )
-        before = conditions.get(items, PolicyCondition.ROLLED_BACK)
-        if before and before["status"] == "True" and before.get("observedGeneration") != entry.generation:
-            return conditions.set_condition(
-                items, PolicyCondition.ROLLED_BACK, False, "SpecChanged", "somebody has changed the spec since",
-                entry.generation, now,
-            )  # fmt: skip
-        return items
+            await in_thread(lambda row=row: self._log.add_outcome(row))  # type: ignore[misc]
 
 
 def decision_log(path: Path | None) -> DecisionLog:
@@ -429,38 +336,11 @@ def decision_log(path: Path | None) -> DecisionLog:
         return DecisionLog(None)
 
 
-def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Like asyncio.to_thread, in a daemon thread of its own: one that never ends holds up nobody, not even the exit."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(set_it: Callable[[Any], None], value: Any) -> None:
-        if not future.done():
-            set_it(value)
-
-    def body() -> None:
-        try:
-            result = work()
-        except Exception as exc:
-            done: tuple[Callable[[Any], None], Any] = (future.set_exception, exc)
-        else:
-            done = (future.set_result, result)
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, *done)
-
-    threading.Thread(target=body, daemon=True, name="scaling").start()
-    return future
-
-
 def _with_progress(job: DLJob, progress: Progress | None) -> DLJob:
     if progress is None:
         return job
     told = dljob.Progress(epoch=progress.epoch, step=progress.step)
     return job.model_copy(update={"status": dljob.DLJobStatus(progress=told)})
-
-
-def _policy(spec: ScalingPolicySpec, arm: Arm) -> str:
-    return spec.champion if arm is Arm.CHAMPION else str(spec.challenger)
 
 
 def _text(scale: Scale) -> str:
@@ -475,7 +355,3 @@ def _slowdown(job: DLJob, seconds: float, samples: list[SpeedSample]) -> float |
     """Completion time over the time that all its epochs take at the best speed that was measured of it."""
     best, epochs = max((s.epochs_per_second for s in samples), default=0.0), job.spec.training.epochs
     return seconds * best / epochs if best and epochs else None
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)

@@ -67,8 +67,8 @@ def test_figures_count_what_belongs_to_them() -> None:
         log.add_outcome(row)
     assert log.count_rounds("training") == 3
     assert log.count_rounds("another") == 0
-    assert log.compared("training", 2.0) == (0.5, 0.1)
-    assert log.compared("training", 9.0) == (None, None)
+    assert log.compared("training", 2.0) == (0.5, 0.1, 2)
+    assert log.compared("training", 9.0) == (None, None, 0)
     assert log.failures(Arm.CHALLENGER, "dl2", 2.0) == 1
     times = log.times("dl2", 0.0)
     assert (times.completion, times.slowdown) == ([50.0, 100.0], [2.0])

@@ -6,15 +6,22 @@ from typing import Any
 
 import pytest
 
-from dl2.api.scalingpolicy import Canary, Guardrails
+from dl2.api.scalingpolicy import Canary, Guardrails, ScalingPolicySpec
+from dl2.cluster.store import Entry
 from dl2.controller.rollout import (
     Arm,
+    Evidence,
+    Move,
     Times,
+    Trigger,
     arm_of,
     asked,
     bad_answer,
     observed,
+    promotes,
     regression,
+    rolls_back,
+    stage_in_force,
     too_many_failures,
 )
 
@@ -118,3 +125,73 @@ def test_the_status_shows_the_mean_with_its_interval() -> None:
         "slowdown": 1.5,
     }
     assert observed(Times()) == {"jobs": 0}
+
+
+OLD, NEW, WORSE = Times(SLOW), Times(QUICK), Times([n * 2 for n in SLOW])
+
+
+@pytest.mark.parametrize(
+    ("stage", "evidence", "trigger"),
+    [
+        ("Active", Evidence(champion=OLD, challenger=NEW), None),
+        ("Canary", Evidence(fault=(Trigger.BAD_ANSWER, "NaN")), Trigger.BAD_ANSWER),
+        ("Active", Evidence(failures=3), Trigger.SCALING_FAILURES),
+        ("Active", Evidence(failures=2), None),
+        ("Canary", Evidence(champion=OLD, challenger=WORSE), Trigger.JCT_REGRESSION),
+        ("Shadow", Evidence((Trigger.FAILED, "x"), 9, OLD, WORSE), None),  # on paper it harms nobody
+        ("Observe", Evidence((Trigger.FAILED, "x"), 9, OLD, WORSE), None),
+    ],
+)
+def test_what_rolls_a_challenger_back(stage: str, evidence: Evidence, trigger: Trigger | None) -> None:
+    found = rolls_back(stage, evidence, Guardrails())
+    assert (found[0] if found else None) is trigger
+
+
+@pytest.mark.parametrize(
+    ("stage", "evidence", "moves"),
+    [
+        ("Observe", Evidence(), True),
+        ("Shadow", Evidence(rounds=10, gain=0.05), True),
+        ("Shadow", Evidence(rounds=9, gain=0.05), False),
+        ("Shadow", Evidence(rounds=10, gain=0.02), False),  # minGainPercent is 3
+        ("Shadow", Evidence(rounds=10, gain=None), False),
+        ("Shadow", Evidence((Trigger.TOO_SLOW, "x"), rounds=10, gain=0.5), False),
+        ("Canary", Evidence(champion=OLD, challenger=NEW), True),
+        ("Canary", Evidence(champion=OLD, challenger=OLD), False),
+        ("Canary", Evidence(champion=OLD, challenger=Times(QUICK[:4])), False),  # too few jobs
+        ("Active", Evidence(champion=OLD, challenger=NEW), False),  # nobody becomes champion by himself
+    ],
+)
+def test_what_moves_a_challenger_on(stage: str, evidence: Evidence, moves: bool) -> None:
+    def why(promotion: str, challenger: str | None = "dl2") -> str:
+        spec = ScalingPolicySpec.model_validate({"promotion": promotion, "challenger": challenger})
+        return promotes(stage, evidence, spec)
+
+    assert bool(why("Automatic")) is moves
+    assert why("Manual") == ""
+    assert why("Automatic", None) == ""
+
+
+def _policy(stage: str, history: list[tuple[str, int]]) -> Entry:
+    spec = ScalingPolicySpec.model_validate({"stage": stage, "challenger": "dl2"})
+    moves = [Move("t", "", after, "r", "m", generation).record() for after, generation in history]
+    value = type("Policy", (), {"spec": spec})
+    return Entry("u", "", "p", 1, value, generation=2, status={"history": moves})
+
+
+@pytest.mark.parametrize(
+    ("spec", "history", "pending", "stage"),
+    [
+        ("Active", [], [], "Active"),
+        ("Active", [("Shadow", 2)], [], "Shadow"),  # rolled back
+        ("Active", [("Shadow", 1)], [], "Active"),  # the spec has changed since
+        ("Shadow", [("Canary", 2)], [], "Canary"),  # moved on by its evidence
+        ("Shadow", [("Canary", 2), ("Shadow", 2)], [], "Shadow"),
+        ("Active", [], [("Shadow", 2)], "Shadow"),  # not written yet
+    ],
+)
+def test_the_stage_in_force(
+    spec: str, history: list[tuple[str, int]], pending: list[tuple[str, int]], stage: str
+) -> None:
+    moves = [Move("t", "", after, "r", "m", generation) for after, generation in pending]
+    assert stage_in_force(_policy(spec, history), moves) == stage

@@ -9,19 +9,17 @@ from typing import Any
 
 import pytest
 
-from dl2.api.scalingpolicy import ScalingPolicySpec
 from dl2.controller import rounds
-from dl2.controller.rollout import Arm, Times, Trigger
+from dl2.controller.rollout import Arm, Trigger
 from dl2.controller.rounds import Answer, Question
-from dl2.controller.scaler import Change, Scaler, Seat, in_thread
+from dl2.controller.scaler import Change, Scaler, Seat
+from dl2.controller.threads import in_thread
+from dl2.controller.trial import _fault
 from dl2.scaling.beliefs import Measured
 from dl2.scaling.guardrails import Limits
 from dl2.scaling.interface import JobView, NodeView, Observation, Scale, SpeedSample
 from dl2.scheduling.snapshot import Admitted, Group, Key, Snapshot
 from tests.unit.controller.objects import job
-
-SPEC = ScalingPolicySpec(stage="Active", champion="drf", challenger="dl2")
-QUICK, SLOW = Times([100.0, 101.0, 99.0, 100.0, 100.0]), Times([200.0, 201.0, 199.0, 200.0, 200.0])
 
 
 def view(name: str) -> JobView:
@@ -102,23 +100,18 @@ def test_a_policy_that_breaks_costs_its_own_answer(answer: Any, broken: bool, wo
 
 
 @pytest.mark.parametrize(
-    ("stage", "answer", "failures", "old", "new", "trigger"),
+    ("answer", "fault"),
     [
-        ("Active", says(1), 0, QUICK, QUICK, None),
-        ("Active", rounds.ask(Told({"a": (float("nan"), 1)}), SEEN), 0, QUICK, QUICK, Trigger.BAD_ANSWER),
-        ("Canary", rounds.ask(Told(ValueError("x")), SEEN), 0, QUICK, QUICK, Trigger.FAILED),
-        ("Canary", Answer("dl2", seconds=30.0, error="no decision within 30 s"), 0, QUICK, QUICK, Trigger.TOO_SLOW),
-        ("Active", says(1), 3, QUICK, QUICK, Trigger.SCALING_FAILURES),
-        ("Canary", says(1), 0, QUICK, SLOW, Trigger.JCT_REGRESSION),
-        ("Shadow", rounds.ask(Told(None), SEEN), 9, QUICK, SLOW, None),  # on paper it harms nobody
-        ("Observe", None, 9, QUICK, SLOW, None),
+        (None, None),
+        (says(1), None),
+        (rounds.ask(Told({"a": (float("nan"), 1)}), SEEN), Trigger.BAD_ANSWER),
+        (rounds.ask(Told(ValueError("x")), SEEN), Trigger.FAILED),
+        (Answer("dl2", seconds=30.0, error="no decision within 30 s"), Trigger.TOO_SLOW),
     ],
-)  # fmt: skip
-def test_what_rolls_a_challenger_back(
-    stage: str, answer: Answer | None, failures: int, old: Times, new: Times, trigger: Trigger | None
-) -> None:
-    found = Scaler._trigger(stage, answer, failures, old, new, SPEC)
-    assert (found[0] if found else None) is trigger
+)
+def test_what_an_unusable_answer_is_called(answer: Answer | None, fault: Trigger | None) -> None:
+    found = _fault(answer)
+    assert (found[0] if found else None) is fault
 
 
 @pytest.mark.parametrize(
