@@ -7,6 +7,7 @@ that come back to it. All decisions are made in the reactor's thread; HTTP threa
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable
@@ -55,7 +56,7 @@ class Coordinator:
         self._links: dict[str, wire.Link] = {}
         self._away: dict[str, float] = {}  # member -> when its connection broke
         self.job = Job(settings, self._send)
-        self.scaling = Scaling(self.job)
+        self.scaling = Scaling(self.job, self._in_background)
         self._declarations = Declarations(self.job)
         self.request: Request | None = None
         self._requests = 0
@@ -80,6 +81,19 @@ class Coordinator:
             self.reactor.shut()
         if self.failure:
             raise RuntimeError(self.failure)
+
+    def _in_background(self, work: Callable[[], None], then: Callable[[OSError | None], None]) -> None:
+        """For a folder that may be slow: members that hear nothing from us meanwhile would take us for dead."""
+
+        def run() -> None:
+            error = None
+            try:
+                work()
+            except OSError as failure:
+                error = failure
+            self.reactor.call(lambda: then(error))
+
+        threading.Thread(target=run, name="dl2-manifest", daemon=True).start()
 
     # -- connections --
 

@@ -2,7 +2,8 @@
 
     promise    every worker names a round that it will not begin before it hears the clock
     clock      the clock is the latest of these rounds; workers go on up to it while servers prepare the plan
-    move       every worker stands at the clock: servers hand over the chunks that leave
+    move       every worker stands at the clock: servers hand over what is left of the chunks that leave (most went as
+               soon as the last round before the clock was over for them)
     commit     servers save a checkpoint if one is due; servers and workers take the new view and go on
 
 A server that died takes another way, for its round cannot be finished: workers tell which version of each lost chunk
@@ -15,7 +16,7 @@ import logging
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 from dl2_runtime import checkpoint, wire
 from dl2_runtime.job import Job, Member, counts
@@ -24,6 +25,9 @@ from dl2_runtime.view import View
 
 MAX_NOTES = 20
 MAX_NAMES = 50  # of parameters in a note
+
+# What to do where it may take its time, and whom to tell how it ended.
+Background = Callable[[Callable[[], None], Callable[[Optional[OSError]], None]], None]
 
 log = logging.getLogger("dl2_runtime.coordinator")
 
@@ -39,6 +43,7 @@ class Transition:
     restore: str | None = None
     step: int = 0  # the latest promise, or what servers say when there is no worker
     state_parts: int = 0  # arrays beside each chunk
+    received: set[str] = field(default_factory=set)  # servers that have all they get
     lost: tuple[int, ...] = ()
     copies: dict[int, tuple[int, str]] = field(
         default_factory=dict
@@ -49,8 +54,8 @@ class Transition:
 class Scaling:
     """Runs one transition at a time; `idle` says that the next may begin."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, background: Background) -> None:
+        self._job, self._background = job, background
         self.current: Transition | None = None
         self.last: dict[str, Any] = {}
         self.notes: deque[dict[str, Any]] = deque(maxlen=MAX_NOTES)  # what went wrong and what it cost
@@ -116,7 +121,11 @@ class Scaling:
             transition.state_parts = max(transition.state_parts, int(message.get("parts", 0)))
         elif kind == "inventory":
             self._take_inventory(transition, member, message)
+        elif kind == "received":
+            transition.received.add(member.id)
         transition.waiting.discard(f"{kind} {member.id}" if kind == "planned" else member.id)
+        if kind == "planned" and not any(name.startswith("planned ") for name in transition.waiting):
+            self._tell_to_move(transition, rest=False)
         self.advance()
 
     def _take_inventory(self, transition: Transition, member: Member, message: wire.Message) -> None:
@@ -261,13 +270,16 @@ class Scaling:
     def _move(self, transition: Transition) -> None:
         if not self._job.workers:  # nobody promised a round: the servers' own count is the clock
             transition.view = replace(transition.view, step=transition.step)
-        outgoing, incoming = self._moves(transition.view)
-        transition.phase, transition.waiting = "move", set(incoming)
+        _, incoming = self._moves(transition.view)
+        transition.phase, transition.waiting = "move", set(incoming) - transition.received
         savers = set(self._job.view.servers) if transition.save and self._job.view else set()
         if transition.save:
             self._saving = (transition.save, transition.view.step, set(savers), sorted(savers))
-        for name in outgoing:
-            self._job.send(name, {"type": "move", "version": transition.view.version})
+        self._tell_to_move(transition, rest=True)
+
+    def _tell_to_move(self, transition: Transition, rest: bool) -> None:
+        for name in self._moves(transition.view)[0]:
+            self._job.send(name, {"type": "move", "version": transition.view.version, "rest": rest})
 
     def _commit(self, transition: Transition) -> None:
         job = self._job
@@ -294,6 +306,7 @@ class Scaling:
                 "to": counts(view),
                 "step": view.step,
                 "pause_ms": 0.0,
+                "reports": 0,
                 "reason": transition.reason,
                 "version": view.version,
                 "time": time.time(),
@@ -314,8 +327,9 @@ class Scaling:
                 self._job.members[name].state = "gone"
 
     def resumed(self, message: wire.Message) -> None:
-        """A worker says how long the transition held it up; the longest counts."""
+        """A worker that was there before says how long the transition held it up; the longest counts."""
         if message.get("version") == self.last.get("version"):
+            self.last["reports"] += 1
             self.last["pause_ms"] = max(self.last["pause_ms"], round(float(message["pause_ms"]), 3))
 
     # -- checkpoints --
@@ -335,12 +349,17 @@ class Scaling:
             return
         waiting.discard(member.id)
         if not waiting:
-            self._saving = None
-            try:
-                checkpoint.complete(folder, step, self._job.table.to_json(), parts)
-                self.counts["checkpoints"] += 1
-            except OSError as error:
-                self.note(f"checkpoint {folder} failed: {error}")
+            self._background(
+                lambda: checkpoint.complete(folder, step, self._job.table.to_json(), parts),
+                lambda error: self._completed(folder, error),
+            )
+
+    def _completed(self, folder: str, error: OSError | None) -> None:
+        self._saving = None
+        if error is None:
+            self.counts["checkpoints"] += 1
+        else:
+            self.note(f"checkpoint {folder} failed: {error}")
 
     def saver_gone(self, member: Member) -> None:
         if self._saving is not None and member.role == SERVER and member.id in self._saving[2]:

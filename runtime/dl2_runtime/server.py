@@ -31,7 +31,10 @@ class Plan:
 
     def __init__(self, body: wire.Message) -> None:
         self.view = View.from_json(body["view"])
-        self.outgoing: list[tuple[int, str]] = [(int(n), str(to)) for n, to in body.get("outgoing", ())]
+        self.outgoing: dict[int, str] = {int(n): str(to) for n, to in body.get("outgoing", ())}
+        self.left: dict[int, str] | None = (
+            None  # of these, once the takers are ready: what is not yet on its way
+        )
         self.fresh = bool(body.get("fresh"))  # nobody is in the middle of a round
         self.recovers = bool(body.get("recovers"))  # the clock does not count: workers are within a round
         self.sums = bool(body.get("sums"))  # the workers keep the values
@@ -123,7 +126,7 @@ class Server:
         for nbytes, count in message.get("reserve", ()):
             for _ in range(int(count)):
                 self._buffers.reserve(int(nbytes))
-        targets = {to: plan.view.servers[to] for _, to in plan.outgoing}
+        targets = {to: plan.view.servers[to] for to in plan.outgoing.values()}
         threading.Thread(target=self._dial, args=(plan, targets), name="dl2-dial", daemon=True).start()
 
     def _dial(self, plan: Plan, targets: dict[str, str]) -> None:
@@ -161,27 +164,37 @@ class Server:
         self._reactor.call(planned)
 
     def _on_move(self, message: wire.Message) -> None:
-        """Every worker stands at the clock: hand over what leaves."""
+        """The takers are ready for what is through the last round before the clock; with `rest` every worker stands
+        there, and all that leaves may go.
+        """
         plan = self._plan
         if plan is None or plan.view.version != message["version"]:
             return
-        leaving: dict[str, list[Slot]] = {}
-        for number, server in plan.outgoing:
-            leaving.setdefault(server, []).append(self._slots[number])
-        for server, slots in leaving.items():
-            link = plan.links[server]
-            link.tell(
-                {
-                    "type": "moving",
-                    "version": plan.view.version,
-                    "chunks": [slot.describe() for slot in slots],
-                }
-            )
-            for slot in slots:
-                for part, (_, array) in enumerate(slot.parts):
-                    frame = wire.Frame(wire.MOVE, chunk=slot.number, size=array.nbytes, aux=part)
-                    link.send(frame, (bytes_of(array),))
-            self._reactor.dirty.add(link)
+        if plan.left is None:
+            plan.left = dict(plan.outgoing)
+        for number in list(plan.left):
+            if message["rest"]:
+                self._hand_over(plan, self._slots[number])
+            elif number in self._slots:
+                self._hand_over_early(self._slots[number])
+
+    def _hand_over_early(self, slot: Slot) -> None:
+        """A chunk that leaves, and that no round before the clock can change any more."""
+        plan = self._plan
+        if plan is None or slot.number not in (plan.left or ()) or slot.value is None:
+            return
+        asynchronous = any(rule.asynchronous for rule in self._rules.values())  # then rounds end for nobody
+        if slot.version >= plan.view.step and not asynchronous:
+            self._hand_over(plan, slot)
+
+    def _hand_over(self, plan: Plan, slot: Slot) -> None:
+        assert plan.left is not None
+        link = plan.links[plan.left.pop(slot.number)]
+        link.tell({"type": "moving", "version": plan.view.version, "chunk": slot.describe()})
+        for part, (_, array) in enumerate(slot.parts):
+            frame = wire.Frame(wire.MOVE, chunk=slot.number, size=array.nbytes, aux=part)
+            link.send(frame, (bytes_of(array),))
+        self._reactor.dirty.add(link)
 
     def _on_commit(self, message: wire.Message) -> None:
         plan = self._plan
@@ -200,7 +213,7 @@ class Server:
         if plan.fresh:
             for slot in self._slots.values():
                 slot.drop(self._buffers)
-        for number, _ in plan.outgoing:
+        for number in plan.outgoing:
             del self._slots[number]
         self._slots.update(plan.staged)
         for link in plan.links.values():
@@ -366,6 +379,7 @@ class Server:
             self._answer(link, slot, outcome)
         slot.waiting.clear()
         self._settle_pulls(slot)
+        self._hand_over_early(slot)
 
     def _say_short(self, slot: Slot) -> None:
         workers = self._view.workers
@@ -437,9 +451,8 @@ class Server:
                 f"{link.peer} moves chunks for view {message['version']}, which is not planned"
             )
         due = plan.due.setdefault(link, deque())
-        for body in message["chunks"]:
-            slot = Slot.described(body)
-            due.extend((slot, str(part)) for part in body["parts"])
+        slot = Slot.described(message["chunk"])
+        due.extend((slot, str(part)) for part in message["chunk"]["parts"])
 
     def _moved(self, link: wire.Link, frame: wire.Frame, buffer: Any) -> None:
         plan = self._plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import trainee
-from harness import Cluster
+from harness import Cluster, wait_for
 
 from dl2_runtime.optimizers import Rule, apply
 
@@ -89,6 +89,7 @@ def test_members_come_and_go_while_the_job_trains(tmp_path, rule):
         others = [job.worker(1, *options), job.server(1), job.server(2), job.worker(2, *options)]
         status = job.await_size(3, 3)
         assert status["last_scaling"]["to"] == {"workers": 3, "servers": 3}
+        wait_for("the pause is told", lambda: job.status()["last_scaling"]["reports"] == 1)  # by who was there
         job.scale(workers=2, servers=1)
         status = job.await_size(2, 1)
         assert status["last_scaling"]["from"] == {"workers": 3, "servers": 3}
