@@ -7,7 +7,8 @@
     commit     servers save a checkpoint if one is due; servers and workers take the new view and go on
 
 A server that died takes another way, for its round cannot be finished: workers tell which version of each lost chunk
-they hold (inventory), the newest copies are brought to their new homes, and every worker repeats the round there.
+they hold (inventory), the new homes read the optimizer's state from the last checkpoint, the newest copies are brought
+there, and every worker repeats the round if it was in one.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ class Transition:
     state_parts: int = 0  # arrays beside each chunk
     received: set[str] = field(default_factory=set)  # servers that have all they get
     lost: tuple[int, ...] = ()
+    saved: tuple[str, int] | None = None  # the folder and the step of the checkpoint that has their state
+    restored: int = 0  # lost chunks whose state was read from there
+    repeats: bool = False  # a worker was within a round
     copies: dict[int, tuple[int, str]] = field(
         default_factory=dict
     )  # lost chunk -> newest version and its worker
@@ -92,11 +96,11 @@ class Scaling:
         self._job.broadcast(workers, {"type": "prepare", "version": view.version, "now": bool(self._untold)})
         self.advance()
 
-    def recover(self, view: View, lost: list[int], reason: str) -> None:
-        """Start a transition that gives lost chunks a new home."""
+    def recover(self, view: View, lost: list[int], reason: str, saved: tuple[str, int] | None) -> None:
+        """Start a transition that gives lost chunks a new home; `saved`: a checkpoint's folder and step."""
         workers = self._job.workers
         transition = self._start(view, reason, "inventory", {m.id for m in workers})
-        transition.lost = tuple(lost)
+        transition.lost, transition.saved = tuple(lost), saved
         self._job.broadcast(
             workers, {"type": "recover", "version": view.version, "lost": lost, "servers": dict(view.servers)}
         )
@@ -119,6 +123,7 @@ class Scaling:
         if kind in ("promise", "planned"):
             transition.step = max(transition.step, int(message["step"]))
             transition.state_parts = max(transition.state_parts, int(message.get("parts", 0)))
+            transition.restored += int(message.get("restored", 0))
         elif kind == "inventory":
             self._take_inventory(transition, member, message)
         elif kind == "received":
@@ -129,6 +134,8 @@ class Scaling:
         self.advance()
 
     def _take_inventory(self, transition: Transition, member: Member, message: wire.Message) -> None:
+        transition.repeats |= bool(message["in_round"])
+        transition.step = max(transition.step, int(message["step"]))
         for number, version in message["versions"]:
             if version > transition.copies.get(int(number), (-1, ""))[0]:
                 transition.copies[int(number)] = (int(version), member.id)
@@ -245,7 +252,8 @@ class Scaling:
                     "restore": transition.restore,
                     "save": transition.save if job.view and name in job.view.servers else None,
                     "fresh": not job.workers,
-                    "recovers": bool(transition.lost),
+                    "lost": transition.lost,
+                    "state": transition.saved[0] if transition.saved else None,
                     "sums": job.sums,
                 },
             )
@@ -292,6 +300,7 @@ class Scaling:
         if transition.lost:
             donors = {str(n): [v, worker] for n, (v, worker) in transition.copies.items()}
             body = {**body, "lost": list(transition.lost), "donors": donors}
+            self._tell_recovered(transition)
         names = dict.fromkeys([*(before.workers if before else ()), *view.workers])
         job.broadcast([job.members[n] for n in names if job.alive(n)], body)
         self._settle_members(view, before)
@@ -314,6 +323,26 @@ class Scaling:
         log.info("view %d from round %d: %s", view.version, view.step, transition.reason)
         if transition.then is not None:
             transition.then()
+
+    def _tell_recovered(self, transition: Transition) -> None:
+        """What the death of servers cost."""
+        lost, repeats = len(transition.lost), int(transition.repeats)
+        step = transition.saved[1] if transition.saved and transition.restored else None
+        state = "their optimizer state starts again"
+        if step is not None:
+            some = (
+                ""
+                if transition.restored == lost
+                else f" for {transition.restored} of them, else starts again"
+            )
+            state = f"their optimizer state comes from the checkpoint of step {step}{some}"
+        self.note(
+            f"{transition.reason}: {lost} chunks come back from the workers' copies; {state}; {repeats} steps repeated",
+            round=transition.step,
+            repeated_steps=repeats,
+            chunks=lost,
+            state_step=step,
+        )
 
     def _settle_members(self, view: View, before: View | None) -> None:
         """Newcomers are active now; those whom the view left out are released."""

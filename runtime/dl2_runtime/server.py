@@ -32,11 +32,11 @@ class Plan:
     def __init__(self, body: wire.Message) -> None:
         self.view = View.from_json(body["view"])
         self.outgoing: dict[int, str] = {int(n): str(to) for n, to in body.get("outgoing", ())}
-        self.left: dict[int, str] | None = (
-            None  # of these, once the takers are ready: what is not yet on its way
-        )
+        self.left: dict[int, str] | None = None  # of these, not on their way yet; None: takers are not ready
         self.fresh = bool(body.get("fresh"))  # nobody is in the middle of a round
-        self.recovers = bool(body.get("recovers"))  # the clock does not count: workers are within a round
+        self.lost = {
+            int(n) for n in body.get("lost", ())
+        }  # if any, the clock does not count: a round may be on
         self.sums = bool(body.get("sums"))  # the workers keep the values
         self.incoming = int(body.get("incoming", 0))  # chunks
         self.staged: dict[int, Slot] = {}
@@ -123,6 +123,8 @@ class Server:
         self._plan = plan = Plan(message)
         if message.get("restore"):
             self._restore(plan, str(message["restore"]))
+        if message.get("state"):
+            self._restore_state(plan, str(message["state"]))
         for nbytes, count in message.get("reserve", ()):
             for _ in range(int(count)):
                 self._buffers.reserve(int(nbytes))
@@ -159,7 +161,8 @@ class Server:
             plan.links = {server: self._reactor.attach(sock, server) for server, sock in socks.items()}
             slots = [*self._slots.values(), *plan.staged.values()]
             step = max((max(slot.version, slot.value_at) for slot in slots), default=0)
-            self._control.tell({"type": "planned", "version": plan.view.version, "step": max(step, 0)})
+            answer = {"type": "planned", "version": plan.view.version, "step": max(step, 0)}
+            self._control.tell({**answer, "restored": len(plan.staged)})
 
         self._reactor.call(planned)
 
@@ -218,9 +221,7 @@ class Server:
         self._slots.update(plan.staged)
         for link in plan.links.values():
             self._reactor.close(link)
-        if (
-            not plan.recovers
-        ):  # every round before the clock is over, also for chunks that none of them touched
+        if not plan.lost:  # every round before the clock is over, also for chunks that none of them touched
             for slot in self._slots.values():
                 slot.version = max(slot.version, plan.view.step)
                 if not plan.sums:
@@ -282,11 +283,23 @@ class Server:
         threading.Thread(target=write, name="dl2-checkpoint").start()
 
     def _restore(self, plan: Plan, folder: str) -> None:
-        mine = {n for n, owner in enumerate(plan.view.owners) if owner == self._settings.id}
-        for body, arrays in checkpoint.read_parts(folder, mine):
+        for body, arrays in checkpoint.read_parts(folder, self._mine(plan.view)):
             slot = Slot.described(body)
             slot.value, slot.state = arrays[0], dict(zip(body["parts"][1:], arrays[1:]))
             plan.staged[slot.number] = slot
+
+    def _restore_state(self, plan: Plan, folder: str) -> None:
+        """The optimizer's state of lost chunks, as far as it can be read: a worker brings the values, which are newer."""
+        try:
+            for body, arrays in checkpoint.read_parts(folder, plan.lost & self._mine(plan.view)):
+                slot = Slot(body["chunk"], str(body["key"]), body["dtype"])
+                slot.updates, slot.state = int(body["updates"]), dict(zip(body["parts"][1:], arrays[1:]))
+                plan.staged[slot.number] = slot
+        except (OSError, ValueError) as error:
+            log.warning("the optimizer's state is not restored: %s", error)
+
+    def _mine(self, view: View) -> set[int]:
+        return {n for n, owner in enumerate(view.owners) if owner == self._settings.id}
 
     # -- frames from workers and servers --
 
@@ -428,8 +441,6 @@ class Server:
         if slot is None:
             slot = self._slots[frame.chunk] = Slot(frame.chunk, str(frame.aux), dtype)
         slot.key, slot.dtype = str(frame.aux), dtype
-        if slot.value is None:
-            slot.updates = max(frame.step, 0)
         slot.value = buffer.view(dtype)
         slot.version = max(slot.version, frame.step)
         slot.value_at = max(slot.value_at, frame.step)

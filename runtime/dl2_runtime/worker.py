@@ -461,9 +461,8 @@ class Worker:
                 for number in message["lost"]
                 if self._table.chunks[number].key in self._copies
             ]
-            self._members.tell(
-                {"type": "inventory", "version": message["version"], "step": self.step, "versions": versions}
-            )
+            answer = {"type": "inventory", "version": message["version"], "step": self.step}
+            self._members.tell({**answer, "in_round": in_round, "versions": versions})
             return
         self._refresh()
         self._link()
