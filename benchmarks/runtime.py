@@ -6,8 +6,12 @@ parameters that the servers update (SGD with momentum), through `dist_sync` (ps-
 Figures:
   ratio_SET          steps a second of dl2 over those of ps-lite, median step of each, runs in turn
   add_servers_ms     how long the workers waited at the scaling clock, the longest of them, when 1, 2, 4, 6 servers
-                     joined a job of ResNet-50's size; 0: nobody had to wait
-  add_workers_ms     the same for 1, 2, 4 workers
+                     joined a job of ResNet-50's size, as they all reported; 0: nobody had to wait
+  add_servers_longest_step_ms
+                     the same from the outside: the longest of the steps from the one before the clock to the third
+                     after it, less the median step; newcomers take their share of this machine's cores meanwhile
+  add_workers_ms, add_workers_longest_step_ms
+                     the same for 1, 2, 4 workers
   restart_ms         the same job stopped at a checkpoint and started again: from the last step to the next
 It needs a Python with MXNet 1.9: DL2_MXNET_PYTHON, else one is made in ~/.cache/dl2/mxnet (pip).
 """
@@ -37,6 +41,7 @@ WORKER = ROOT / "benchmarks" / "load" / "kvworker.py"
 REQUIREMENTS = ROOT / "images" / "mxnet-trainer" / "requirements.txt"
 STEPS = {"mlp": 300, "resnet50": 20, "1gb": 6}
 WARM = 2  # steps that do not count
+SETTLED = 5  # steps to either side of a resize
 FOREVER = 1_000_000
 LIMIT = 240.0  # seconds for anything that is waited for
 
@@ -155,22 +160,40 @@ def ratio(python: str, parameters: str, rounds: int, scale: float) -> float:
 
 
 def pause(python: str, role: str, more: int) -> tuple[float, float]:
-    """(joining, leaving): milliseconds that the longest held-up worker waited at the scaling clock."""
+    """Milliseconds that `more` members held the workers up: as they told it, and in the longest of their steps."""
     with job(python, "dl2", "resnet50") as running:
-        running.found()
-        reach(running, WARM)
-        joining, leaving = resize(running, role, 2 + more), resize(running, role, 2)
-    print(f"{more} {role}s join: {joining:.1f} ms, leave: {leaving:.1f} ms")
-    return joining, leaving
+        logs = running.found()
+        reach(running, 2 * SETTLED)
+        told, seen = resize(running, role, 2 + more, logs)
+        leaving, _ = resize(running, role, 2, logs)
+    print(f"{more} {role}s join: {told:.1f} ms, longest step {seen:+.1f} ms; leave: {leaving:.1f} ms")
+    return told, seen
 
 
-def resize(running: Job, role: str, target: int) -> float:
+def resize(running: Job, role: str, target: int, logs: list[Path]) -> tuple[float, float]:
+    """`logs`: of the workers that are there before and after."""
     running.scale(**{f"{role}s": target})
     for n in range(2, target):
         running.start(role, n)
     wait_until(lambda: running.status().get(f"{role}s") == target, f"a job of {target} {role}s", LIMIT)
-    reach(running, running.status()["round"] + 3)
-    return float(running.status()["last_scaling"]["pause_ms"])
+    wait_until(lambda: bool(told(running, len(logs))), "reports of the pause", LIMIT)
+    last = told(running, len(logs))
+    clock = last["step"]
+    wait_until(lambda: all(len(times(log)) > clock + SETTLED for log in logs), "a few more steps", LIMIT)
+    return float(last["pause_ms"]), max(longest_step(times(log), clock) for log in logs)
+
+
+def told(running: Job, workers: int) -> dict[str, Any]:
+    """The last change of members, once so many workers have said how long it held them up."""
+    last = running.status().get("last_scaling") or {}
+    return last if last.get("reports", 0) >= workers else {}
+
+
+def longest_step(ends: list[float], clock: int) -> float:
+    """Milliseconds; `ends[n]` is when step n + 1 did. The clock is the number of steps that were over."""
+    seconds = [b - a for a, b in pairwise(ends)]  # of the steps from 2 on
+    usual = statistics.median(seconds[WARM:])
+    return 1000 * (max(seconds[clock - 2 : clock + 2]) - usual)
 
 
 def reach(running: Job, step: int) -> None:
@@ -210,8 +233,10 @@ def main() -> None:
     figures: dict[str, Any] = {
         f"ratio_{parameters}": round(ratio(python, parameters, rounds, scale), 2) for parameters in STEPS
     }
-    figures["add_servers_ms"] = [round(pause(python, "server", more)[0], 1) for more in (1, 2, 4, 6)]
-    figures["add_workers_ms"] = [round(pause(python, "worker", more)[0], 1) for more in (1, 2, 4)]
+    for role, numbers in (("server", (1, 2, 4, 6)), ("worker", (1, 2, 4))):
+        measured = [pause(python, role, more) for more in numbers]
+        figures[f"add_{role}s_ms"] = [round(told, 1) for told, _ in measured]
+        figures[f"add_{role}s_longest_step_ms"] = [round(seen, 1) for _, seen in measured]
     figures["restart_ms"] = round(restart(python))
     for name, value in figures.items():
         print(f"{name:16} {value}")

@@ -108,7 +108,11 @@ def largest_error(folder: Path) -> tuple[int, float]:
 def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     choose, started = random.Random(options.seed), time.monotonic()
     memory, open_files = [], []
-    environ = {"DL2_CHECKPOINT_DIR": str(folder / "saved"), "DL2_CHECKPOINT_SECONDS": "0"}
+    patience = {
+        "DL2_DEAD_AFTER_SECONDS": "10",
+        "DL2_RETURN_SECONDS": "2",
+    }  # as outside of tests: nobody dies here
+    environ = {"DL2_CHECKPOINT_DIR": str(folder / "saved"), "DL2_CHECKPOINT_SECONDS": "0", **patience}
     with Cluster(folder / "job", **environ) as job:
         crew: Crew = {"worker": [job.worker(0, *TRAINEE)], "server": [job.server(0)]}
         job.await_size(1, 1)

@@ -7,6 +7,7 @@ that come back to it. All decisions are made in the reactor's thread; HTTP threa
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable
@@ -54,8 +55,9 @@ class Coordinator:
         )
         self._links: dict[str, wire.Link] = {}
         self._away: dict[str, float] = {}  # member -> when its connection broke
+        self._last_tick = time.monotonic()
         self.job = Job(settings, self._send)
-        self.scaling = Scaling(self.job)
+        self.scaling = Scaling(self.job, self._in_background)
         self._declarations = Declarations(self.job)
         self.request: Request | None = None
         self._requests = 0
@@ -80,6 +82,19 @@ class Coordinator:
             self.reactor.shut()
         if self.failure:
             raise RuntimeError(self.failure)
+
+    def _in_background(self, work: Callable[[], None], then: Callable[[OSError | None], None]) -> None:
+        """For a folder that may be slow: members that hear nothing from us meanwhile would take us for dead."""
+
+        def run() -> None:
+            error = None
+            try:
+                work()
+            except OSError as failure:
+                error = failure
+            self.reactor.call(lambda: then(error))
+
+        threading.Thread(target=run, name="dl2-manifest", daemon=True).start()
 
     # -- connections --
 
@@ -291,6 +306,8 @@ class Coordinator:
 
     def _tick(self) -> None:
         now = time.monotonic()
+        self._forgive(now - self._last_tick)
+        self._last_tick = now
         for member in list(self.job.members.values()):
             if member.state == "gone":
                 continue
@@ -306,6 +323,14 @@ class Coordinator:
         self.scaling.expire(now)
         self._measure_pace(now)
         self._consider()
+
+    def _forgive(self, lapse: float) -> None:
+        """While we stood still ourselves we could hear nobody, and perhaps the whole machine stood still."""
+        if lapse > self._settings.heartbeat:
+            log.warning("the coordinator stood still for %.1f s", lapse)
+            for member in self.job.members.values():
+                member.heard += lapse
+            self._away = {name: since + lapse for name, since in self._away.items()}
 
     def _measure_pace(self, now: float) -> None:
         then, step, _ = self._pace
@@ -386,7 +411,9 @@ class Coordinator:
         self.scaling.begin(view, reason, restore=str(found[0]) if found else None)
 
     def _recover(self) -> None:
-        """Servers died: give their chunks to those that are left, or to ones that come, from the workers' copies."""
+        """Servers died: their chunks go to those that are left, or to ones that come: the values from the workers'
+        copies, the optimizer's state from the last checkpoint.
+        """
         job = self.job
         assert job.view is not None
         dead = job.lost_servers()
@@ -398,16 +425,20 @@ class Coordinator:
             self._await_server(dead)
             return
         lost = [n for n, owner in enumerate(job.view.owners) if owner in dead]
-        workers = [job.members[name] for name in job.view.workers]
-        view = job.next_view(workers, homes, keep=True)
         self._rebalance = True
-        self.scaling.note(
-            f"{', '.join(dead)} died: {len(lost)} chunks come back from the workers' copies; the round under way "
-            "is repeated for them, their optimizer state starts again",
-            repeated_steps=1,
-            chunks=len(lost),
-        )
-        self.scaling.recover(view, lost, f"{', '.join(dead)} died")
+        view = job.next_view([job.members[name] for name in job.view.workers], homes, keep=True)
+        self.scaling.recover(view, lost, f"{', '.join(dead)} died", self._saved_state())
+
+    def _saved_state(self) -> tuple[str, int] | None:
+        """Folder and step of the newest checkpoint, if its chunks are ours."""
+        try:
+            found = None if self.job.sums else checkpoint.latest(self._settings.checkpoint_dir)
+        except checkpoint.CheckpointError as error:
+            self.scaling.note(f"the checkpoint cannot be read: {error}")
+            return None
+        if found is None or found[2] != self.job.table.to_json()[: len(found[2])]:
+            return None
+        return str(found[0]), found[1]
 
     def _await_server(self, dead: list[str]) -> None:
         now = time.monotonic()

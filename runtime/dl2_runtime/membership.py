@@ -59,6 +59,7 @@ class Membership:
         self._stop: int | None = None  # the round not to begin: first our promise, then the clock
         self._at_clock = False
         self._paused_since: float | None = None
+        self._resuming = False  # the coordinator is to hear how long the last commit held us up
         self._round_seconds = 0.0
         self._last_end: float | None = None
         self._declared: list[Key] | None = None
@@ -165,9 +166,11 @@ class Membership:
             self._report_pause()
 
     def _report_pause(self) -> None:
-        if self._paused_since is not None:
-            pause = (time.monotonic() - self._paused_since) * 1000
-            self._paused_since = None
+        """Also when there was none: else nobody could tell that from a report that is missing."""
+        since, self._paused_since = self._paused_since, None
+        if self._resuming:
+            self._resuming = False
+            pause = (time.monotonic() - since) * 1000 if since is not None else 0.0
             self.tell({"type": "resumed", "version": self.view.version, "pause_ms": pause})
 
     def take_joined(self) -> tuple[str, ...]:
@@ -300,6 +303,7 @@ class Membership:
             self.step = view.step
         else:
             self.joined = tuple(n for n in view.workers if n not in old or n in self.joined)
+            self._resuming = True
         self.view, self.shunned = view, set()
         self._settings.mark_ready(self.id in view.workers)
         self._planned, self._stop, self._at_clock = 0, None, False

@@ -22,6 +22,7 @@ first, for the epoch to begin with:
 from __future__ import annotations
 
 import atexit
+import ctypes
 import logging
 import sys
 from typing import Any, Mapping
@@ -80,7 +81,10 @@ class DL2(mx.kvstore.KVStoreBase):
         atexit.register(self._at_exit)
         self._optimizer: Any | None = None
         self._outs: dict[str, list[Any]] = {}  # the arrays that hold a parameter, one per device
-        self._values: dict[str, Any] = {}  # what the servers have sent
+        self._values: dict[
+            str, Any
+        ] = {}  # what the servers have sent: the memory of the first of these, or a copy
+        self._grads: dict[str, Any] = {}  # what the servers were sent last
         self._with_grad: list[str] = []
         self._queued: dict[str, tuple[list[Any], list[Any] | None]] = {}
         self._joined = False
@@ -126,8 +130,11 @@ class DL2(mx.kvstore.KVStoreBase):
         source = value[0] if isinstance(value, list) else value
         if source.stype != "default":
             raise ValueError(f"parameter {name} is {source.stype}: only dense arrays are elastic")
+        for array in outs:
+            if array is not source:
+                array[:] = source
         self._outs[name] = outs
-        self._values[name] = np.ascontiguousarray(source.asnumpy())
+        self._values[name] = _host(outs[0])
         if outs[0].grad is not None:
             self._with_grad.append(name)
         if self._joined:  # a parameter whose shape only now is known
@@ -216,13 +223,15 @@ class DL2(mx.kvstore.KVStoreBase):
         if late:
             self._join()
             late = self._worker.step > 0
-        grads = {name: _total(grads) for name, (grads, _) in queued.items()}
+        mx.nd.waitall()  # nothing reads or writes them any more; waiting for one after the other takes far longer
+        grads = self._grads = {
+            name: _total(grads, self._grads.get(name)) for name, (grads, _) in queued.items()
+        }
         if late:
             log.warning(
                 "joined at step %d without join(trainer): this step's gradient is left out", self._worker.step
             )
-            for grad in grads.values():
-                grad.fill(0)
+            grads = {name: np.zeros_like(grad) for name, grad in grads.items()}
         if self._optimizer is None:
             self._worker.pushpull(grads)
             for name, (arrays, outs) in queued.items():
@@ -232,27 +241,65 @@ class DL2(mx.kvstore.KVStoreBase):
         rule = rule_of(self._optimizer, self._trained)
         if rule != self._worker.rule:
             self._worker.rule = rule
-        self._worker.pushpull(grads, {name: self._values[name] for name in grads})
+        values = self._refresh()
+        self._worker.pushpull(grads, {name: values[name] for name in grads})
         for name in grads:
-            _fill(self._outs[name], self._values[name])
+            _fill(self._outs[name], values[name])
 
-    def _refresh(self) -> None:
-        """Where this worker's own optimizer updates the parameters, the runtime's copies are behind."""
-        if self._optimizer is None:
-            for name, outs in self._outs.items():
-                self._values[name][...] = outs[0].asnumpy()
+    def _refresh(self) -> Mapping[str, Any]:
+        """The parameters as they are now: MXNet may have laid an array out anew, or its own optimizer changed it."""
+        for name, outs in self._outs.items():
+            value = self._values[name]
+            if self._optimizer is None or isinstance(value.base, _Memory):
+                self._values[name] = _host(outs[0], value)
+        return self._values
 
     def _at_exit(self) -> None:
         self._worker.close(finished=getattr(sys, "last_type", None) is None)
 
 
-def _total(arrays: list[Any]) -> Any:
-    total = np.ascontiguousarray(arrays[0].asnumpy())
-    for array in arrays[1:]:
-        total += array.asnumpy()
-    return total
+class _Memory:
+    """The memory of a dense NDArray, for numpy; keeps the array alive."""
+
+    def __init__(self, array: Any) -> None:
+        self.array, self.address = array, _address(array)
+        self.__array_interface__ = {
+            "data": (self.address, False),
+            "shape": array.shape,
+            "typestr": np.dtype(array.dtype).str,
+            "version": 3,
+        }
+
+
+def _address(array: Any) -> int:
+    """Where an array in main memory is, in MXNet's ordinary layout."""
+    pointer = ctypes.c_void_p()
+    mx.base.check_call(mx.base._LIB.MXNDArrayGetData(array.handle, ctypes.byref(pointer)))
+    return pointer.value or 0
+
+
+def _host(array: Any, before: Any = None) -> Any:
+    """An array for numpy: its own memory where that is possible, for a copy takes longer than sending it.
+
+    `before` is what this gave for the parameter last time: mostly it still holds.
+    """
+    memory = getattr(before, "base", None)
+    if isinstance(memory, _Memory) and memory.array is array and memory.address == _address(array):
+        return before
+    if array.stype != "default":
+        raise ValueError(f"a {array.stype} array: only dense ones are elastic")
+    if array.context.device_type.startswith("cpu"):
+        return np.asarray(_Memory(array))
+    return np.ascontiguousarray(array.asnumpy())
+
+
+def _total(arrays: list[Any], before: Any) -> Any:
+    if len(arrays) == 1:
+        return _host(arrays[0], before)
+    return sum((array.asnumpy() for array in arrays[1:]), arrays[0].asnumpy())
 
 
 def _fill(arrays: list[Any], value: Any) -> None:
     for array in arrays:
-        array[:] = value
+        if getattr(value.base, "array", None) is not array:
+            array[:] = value

@@ -2,11 +2,13 @@
 
     promise    every worker names a round that it will not begin before it hears the clock
     clock      the clock is the latest of these rounds; workers go on up to it while servers prepare the plan
-    move       every worker stands at the clock: servers hand over the chunks that leave
+    move       every worker stands at the clock: servers hand over what is left of the chunks that leave (most went as
+               soon as the last round before the clock was over for them)
     commit     servers save a checkpoint if one is due; servers and workers take the new view and go on
 
 A server that died takes another way, for its round cannot be finished: workers tell which version of each lost chunk
-they hold (inventory), the newest copies are brought to their new homes, and every worker repeats the round there.
+they hold (inventory), the new homes read the optimizer's state from the last checkpoint, the newest copies are brought
+there, and every worker repeats the round if it was in one.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import logging
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 from dl2_runtime import checkpoint, wire
 from dl2_runtime.job import Job, Member, counts
@@ -24,6 +26,9 @@ from dl2_runtime.view import View
 
 MAX_NOTES = 20
 MAX_NAMES = 50  # of parameters in a note
+
+# What to do where it may take its time, and whom to tell how it ended.
+Background = Callable[[Callable[[], None], Callable[[Optional[OSError]], None]], None]
 
 log = logging.getLogger("dl2_runtime.coordinator")
 
@@ -39,7 +44,11 @@ class Transition:
     restore: str | None = None
     step: int = 0  # the latest promise, or what servers say when there is no worker
     state_parts: int = 0  # arrays beside each chunk
+    received: set[str] = field(default_factory=set)  # servers that have all they get
     lost: tuple[int, ...] = ()
+    saved: tuple[str, int] | None = None  # the folder and the step of the checkpoint that has their state
+    restored: int = 0  # lost chunks whose state was read from there
+    repeats: bool = False  # a worker was within a round
     copies: dict[int, tuple[int, str]] = field(
         default_factory=dict
     )  # lost chunk -> newest version and its worker
@@ -49,8 +58,8 @@ class Transition:
 class Scaling:
     """Runs one transition at a time; `idle` says that the next may begin."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, background: Background) -> None:
+        self._job, self._background = job, background
         self.current: Transition | None = None
         self.last: dict[str, Any] = {}
         self.notes: deque[dict[str, Any]] = deque(maxlen=MAX_NOTES)  # what went wrong and what it cost
@@ -87,11 +96,11 @@ class Scaling:
         self._job.broadcast(workers, {"type": "prepare", "version": view.version, "now": bool(self._untold)})
         self.advance()
 
-    def recover(self, view: View, lost: list[int], reason: str) -> None:
-        """Start a transition that gives lost chunks a new home."""
+    def recover(self, view: View, lost: list[int], reason: str, saved: tuple[str, int] | None) -> None:
+        """Start a transition that gives lost chunks a new home; `saved`: a checkpoint's folder and step."""
         workers = self._job.workers
         transition = self._start(view, reason, "inventory", {m.id for m in workers})
-        transition.lost = tuple(lost)
+        transition.lost, transition.saved = tuple(lost), saved
         self._job.broadcast(
             workers, {"type": "recover", "version": view.version, "lost": lost, "servers": dict(view.servers)}
         )
@@ -114,12 +123,19 @@ class Scaling:
         if kind in ("promise", "planned"):
             transition.step = max(transition.step, int(message["step"]))
             transition.state_parts = max(transition.state_parts, int(message.get("parts", 0)))
+            transition.restored += int(message.get("restored", 0))
         elif kind == "inventory":
             self._take_inventory(transition, member, message)
+        elif kind == "received":
+            transition.received.add(member.id)
         transition.waiting.discard(f"{kind} {member.id}" if kind == "planned" else member.id)
+        if kind == "planned" and not any(name.startswith("planned ") for name in transition.waiting):
+            self._tell_to_move(transition, rest=False)
         self.advance()
 
     def _take_inventory(self, transition: Transition, member: Member, message: wire.Message) -> None:
+        transition.repeats |= bool(message["in_round"])
+        transition.step = max(transition.step, int(message["step"]))
         for number, version in message["versions"]:
             if version > transition.copies.get(int(number), (-1, ""))[0]:
                 transition.copies[int(number)] = (int(version), member.id)
@@ -236,7 +252,8 @@ class Scaling:
                     "restore": transition.restore,
                     "save": transition.save if job.view and name in job.view.servers else None,
                     "fresh": not job.workers,
-                    "recovers": bool(transition.lost),
+                    "lost": transition.lost,
+                    "state": transition.saved[0] if transition.saved else None,
                     "sums": job.sums,
                 },
             )
@@ -261,13 +278,16 @@ class Scaling:
     def _move(self, transition: Transition) -> None:
         if not self._job.workers:  # nobody promised a round: the servers' own count is the clock
             transition.view = replace(transition.view, step=transition.step)
-        outgoing, incoming = self._moves(transition.view)
-        transition.phase, transition.waiting = "move", set(incoming)
+        _, incoming = self._moves(transition.view)
+        transition.phase, transition.waiting = "move", set(incoming) - transition.received
         savers = set(self._job.view.servers) if transition.save and self._job.view else set()
         if transition.save:
             self._saving = (transition.save, transition.view.step, set(savers), sorted(savers))
-        for name in outgoing:
-            self._job.send(name, {"type": "move", "version": transition.view.version})
+        self._tell_to_move(transition, rest=True)
+
+    def _tell_to_move(self, transition: Transition, rest: bool) -> None:
+        for name in self._moves(transition.view)[0]:
+            self._job.send(name, {"type": "move", "version": transition.view.version, "rest": rest})
 
     def _commit(self, transition: Transition) -> None:
         job = self._job
@@ -280,6 +300,7 @@ class Scaling:
         if transition.lost:
             donors = {str(n): [v, worker] for n, (v, worker) in transition.copies.items()}
             body = {**body, "lost": list(transition.lost), "donors": donors}
+            self._tell_recovered(transition)
         names = dict.fromkeys([*(before.workers if before else ()), *view.workers])
         job.broadcast([job.members[n] for n in names if job.alive(n)], body)
         self._settle_members(view, before)
@@ -294,6 +315,7 @@ class Scaling:
                 "to": counts(view),
                 "step": view.step,
                 "pause_ms": 0.0,
+                "reports": 0,
                 "reason": transition.reason,
                 "version": view.version,
                 "time": time.time(),
@@ -301,6 +323,26 @@ class Scaling:
         log.info("view %d from round %d: %s", view.version, view.step, transition.reason)
         if transition.then is not None:
             transition.then()
+
+    def _tell_recovered(self, transition: Transition) -> None:
+        """What the death of servers cost."""
+        lost, repeats = len(transition.lost), int(transition.repeats)
+        step = transition.saved[1] if transition.saved and transition.restored else None
+        state = "their optimizer state starts again"
+        if step is not None:
+            some = (
+                ""
+                if transition.restored == lost
+                else f" for {transition.restored} of them, else starts again"
+            )
+            state = f"their optimizer state comes from the checkpoint of step {step}{some}"
+        self.note(
+            f"{transition.reason}: {lost} chunks come back from the workers' copies; {state}; {repeats} steps repeated",
+            round=transition.step,
+            repeated_steps=repeats,
+            chunks=lost,
+            state_step=step,
+        )
 
     def _settle_members(self, view: View, before: View | None) -> None:
         """Newcomers are active now; those whom the view left out are released."""
@@ -314,8 +356,9 @@ class Scaling:
                 self._job.members[name].state = "gone"
 
     def resumed(self, message: wire.Message) -> None:
-        """A worker says how long the transition held it up; the longest counts."""
+        """A worker that was there before says how long the transition held it up; the longest counts."""
         if message.get("version") == self.last.get("version"):
+            self.last["reports"] += 1
             self.last["pause_ms"] = max(self.last["pause_ms"], round(float(message["pause_ms"]), 3))
 
     # -- checkpoints --
@@ -335,12 +378,17 @@ class Scaling:
             return
         waiting.discard(member.id)
         if not waiting:
-            self._saving = None
-            try:
-                checkpoint.complete(folder, step, self._job.table.to_json(), parts)
-                self.counts["checkpoints"] += 1
-            except OSError as error:
-                self.note(f"checkpoint {folder} failed: {error}")
+            self._background(
+                lambda: checkpoint.complete(folder, step, self._job.table.to_json(), parts),
+                lambda error: self._completed(folder, error),
+            )
+
+    def _completed(self, folder: str, error: OSError | None) -> None:
+        self._saving = None
+        if error is None:
+            self.counts["checkpoints"] += 1
+        else:
+            self.note(f"checkpoint {folder} failed: {error}")
 
     def saver_gone(self, member: Member) -> None:
         if self._saving is not None and member.role == SERVER and member.id in self._saving[2]:

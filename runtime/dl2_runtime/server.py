@@ -31,9 +31,12 @@ class Plan:
 
     def __init__(self, body: wire.Message) -> None:
         self.view = View.from_json(body["view"])
-        self.outgoing: list[tuple[int, str]] = [(int(n), str(to)) for n, to in body.get("outgoing", ())]
+        self.outgoing: dict[int, str] = {int(n): str(to) for n, to in body.get("outgoing", ())}
+        self.left: dict[int, str] | None = None  # of these, not on their way yet; None: takers are not ready
         self.fresh = bool(body.get("fresh"))  # nobody is in the middle of a round
-        self.recovers = bool(body.get("recovers"))  # the clock does not count: workers are within a round
+        self.lost = {
+            int(n) for n in body.get("lost", ())
+        }  # if any, the clock does not count: a round may be on
         self.sums = bool(body.get("sums"))  # the workers keep the values
         self.incoming = int(body.get("incoming", 0))  # chunks
         self.staged: dict[int, Slot] = {}
@@ -120,10 +123,12 @@ class Server:
         self._plan = plan = Plan(message)
         if message.get("restore"):
             self._restore(plan, str(message["restore"]))
+        if message.get("state"):
+            self._restore_state(plan, str(message["state"]))
         for nbytes, count in message.get("reserve", ()):
             for _ in range(int(count)):
                 self._buffers.reserve(int(nbytes))
-        targets = {to: plan.view.servers[to] for _, to in plan.outgoing}
+        targets = {to: plan.view.servers[to] for to in plan.outgoing.values()}
         threading.Thread(target=self._dial, args=(plan, targets), name="dl2-dial", daemon=True).start()
 
     def _dial(self, plan: Plan, targets: dict[str, str]) -> None:
@@ -156,32 +161,43 @@ class Server:
             plan.links = {server: self._reactor.attach(sock, server) for server, sock in socks.items()}
             slots = [*self._slots.values(), *plan.staged.values()]
             step = max((max(slot.version, slot.value_at) for slot in slots), default=0)
-            self._control.tell({"type": "planned", "version": plan.view.version, "step": max(step, 0)})
+            answer = {"type": "planned", "version": plan.view.version, "step": max(step, 0)}
+            self._control.tell({**answer, "restored": len(plan.staged)})
 
         self._reactor.call(planned)
 
     def _on_move(self, message: wire.Message) -> None:
-        """Every worker stands at the clock: hand over what leaves."""
+        """The takers are ready for what is through the last round before the clock; with `rest` every worker stands
+        there, and all that leaves may go.
+        """
         plan = self._plan
         if plan is None or plan.view.version != message["version"]:
             return
-        leaving: dict[str, list[Slot]] = {}
-        for number, server in plan.outgoing:
-            leaving.setdefault(server, []).append(self._slots[number])
-        for server, slots in leaving.items():
-            link = plan.links[server]
-            link.tell(
-                {
-                    "type": "moving",
-                    "version": plan.view.version,
-                    "chunks": [slot.describe() for slot in slots],
-                }
-            )
-            for slot in slots:
-                for part, (_, array) in enumerate(slot.parts):
-                    frame = wire.Frame(wire.MOVE, chunk=slot.number, size=array.nbytes, aux=part)
-                    link.send(frame, (bytes_of(array),))
-            self._reactor.dirty.add(link)
+        if plan.left is None:
+            plan.left = dict(plan.outgoing)
+        for number in list(plan.left):
+            if message["rest"]:
+                self._hand_over(plan, self._slots[number])
+            elif number in self._slots:
+                self._hand_over_early(self._slots[number])
+
+    def _hand_over_early(self, slot: Slot) -> None:
+        """A chunk that leaves, and that no round before the clock can change any more."""
+        plan = self._plan
+        if plan is None or slot.number not in (plan.left or ()) or slot.value is None:
+            return
+        asynchronous = any(rule.asynchronous for rule in self._rules.values())  # then rounds end for nobody
+        if slot.version >= plan.view.step and not asynchronous:
+            self._hand_over(plan, slot)
+
+    def _hand_over(self, plan: Plan, slot: Slot) -> None:
+        assert plan.left is not None
+        link = plan.links[plan.left.pop(slot.number)]
+        link.tell({"type": "moving", "version": plan.view.version, "chunk": slot.describe()})
+        for part, (_, array) in enumerate(slot.parts):
+            frame = wire.Frame(wire.MOVE, chunk=slot.number, size=array.nbytes, aux=part)
+            link.send(frame, (bytes_of(array),))
+        self._reactor.dirty.add(link)
 
     def _on_commit(self, message: wire.Message) -> None:
         plan = self._plan
@@ -200,14 +216,12 @@ class Server:
         if plan.fresh:
             for slot in self._slots.values():
                 slot.drop(self._buffers)
-        for number, _ in plan.outgoing:
+        for number in plan.outgoing:
             del self._slots[number]
         self._slots.update(plan.staged)
         for link in plan.links.values():
             self._reactor.close(link)
-        if (
-            not plan.recovers
-        ):  # every round before the clock is over, also for chunks that none of them touched
+        if not plan.lost:  # every round before the clock is over, also for chunks that none of them touched
             for slot in self._slots.values():
                 slot.version = max(slot.version, plan.view.step)
                 if not plan.sums:
@@ -269,11 +283,23 @@ class Server:
         threading.Thread(target=write, name="dl2-checkpoint").start()
 
     def _restore(self, plan: Plan, folder: str) -> None:
-        mine = {n for n, owner in enumerate(plan.view.owners) if owner == self._settings.id}
-        for body, arrays in checkpoint.read_parts(folder, mine):
+        for body, arrays in checkpoint.read_parts(folder, self._mine(plan.view)):
             slot = Slot.described(body)
             slot.value, slot.state = arrays[0], dict(zip(body["parts"][1:], arrays[1:]))
             plan.staged[slot.number] = slot
+
+    def _restore_state(self, plan: Plan, folder: str) -> None:
+        """The optimizer's state of lost chunks, as far as it can be read: a worker brings the values, which are newer."""
+        try:
+            for body, arrays in checkpoint.read_parts(folder, plan.lost & self._mine(plan.view)):
+                slot = Slot(body["chunk"], str(body["key"]), body["dtype"])
+                slot.updates, slot.state = int(body["updates"]), dict(zip(body["parts"][1:], arrays[1:]))
+                plan.staged[slot.number] = slot
+        except (OSError, ValueError) as error:
+            log.warning("the optimizer's state is not restored: %s", error)
+
+    def _mine(self, view: View) -> set[int]:
+        return {n for n, owner in enumerate(view.owners) if owner == self._settings.id}
 
     # -- frames from workers and servers --
 
@@ -366,6 +392,7 @@ class Server:
             self._answer(link, slot, outcome)
         slot.waiting.clear()
         self._settle_pulls(slot)
+        self._hand_over_early(slot)
 
     def _say_short(self, slot: Slot) -> None:
         workers = self._view.workers
@@ -414,8 +441,6 @@ class Server:
         if slot is None:
             slot = self._slots[frame.chunk] = Slot(frame.chunk, str(frame.aux), dtype)
         slot.key, slot.dtype = str(frame.aux), dtype
-        if slot.value is None:
-            slot.updates = max(frame.step, 0)
         slot.value = buffer.view(dtype)
         slot.version = max(slot.version, frame.step)
         slot.value_at = max(slot.value_at, frame.step)
@@ -437,9 +462,8 @@ class Server:
                 f"{link.peer} moves chunks for view {message['version']}, which is not planned"
             )
         due = plan.due.setdefault(link, deque())
-        for body in message["chunks"]:
-            slot = Slot.described(body)
-            due.extend((slot, str(part)) for part in body["parts"])
+        slot = Slot.described(message["chunk"])
+        due.extend((slot, str(part)) for part in message["chunk"]["parts"])
 
     def _moved(self, link: wire.Link, frame: wire.Frame, buffer: Any) -> None:
         plan = self._plan

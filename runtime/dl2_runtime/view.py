@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Mapping, Sequence
 
 CHUNK = 256 * 1024  # elements: 1 MiB of float32 stays in a core's own cache between socket and sum
-PIECES = 8  # a smaller parameter is cut in so many, to be shared out
-MIN_CHUNK = 16 * 1024
+PIECES = 4  # a smaller parameter is cut in so many, to be shared out
+MIN_CHUNK = 32 * 1024
 BALANCED = 1.03  # a server this far above the mean load is left alone
 DTYPES = ("float32", "float64", "float16")  # a frame's dtype is its position here
 MAX_CHUNK_BYTES = 8 * CHUNK

@@ -78,8 +78,8 @@ class Worker:
         self._woken.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ, None)
         self._members = Membership(settings, self._wake, self._table.to_json)
-        self.refresh: Callable[[], Any] = (
-            int  # called to bring the arrays that hold the parameters up to date
+        self.refresh: Callable[[], Mapping[str, Array]] = (
+            dict  # arrays that hold the parameters now, if others do
         )
         self._linked = 0  # the view that the links are for
         self._closed = False
@@ -254,10 +254,13 @@ class Worker:
         if self.rule.name != "sum" or not joined or self._members.id in joined:
             return
         if next(name for name in view.workers if name not in joined) == self._members.id:
-            self.refresh()
+            self._refresh()
             for chunk in self._table.chunks:
                 self._bring(chunk, self.step)
             self._exchange()
+
+    def _refresh(self) -> None:
+        self._copies.update((name, flat(array)) for name, array in self.refresh().items())
 
     # -- links to the servers --
 
@@ -458,11 +461,10 @@ class Worker:
                 for number in message["lost"]
                 if self._table.chunks[number].key in self._copies
             ]
-            self._members.tell(
-                {"type": "inventory", "version": message["version"], "step": self.step, "versions": versions}
-            )
+            answer = {"type": "inventory", "version": message["version"], "step": self.step}
+            self._members.tell({**answer, "in_round": in_round, "versions": versions})
             return
-        self.refresh()
+        self._refresh()
         self._link()
         donors: dict[str, tuple[int, str]] = message["donors"]
         for number in message["lost"]:

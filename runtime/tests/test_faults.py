@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import struct
+import time
 
 import pytest
 import trainee
@@ -12,6 +13,7 @@ from harness import Cluster, wait_for
 from test_job import alone, assert_same, lost_shares
 
 from dl2_runtime import wire
+from dl2_runtime.checkpoint import latest
 from dl2_runtime.settings import Settings
 
 OPTIONS = ("--steps", "110", "--seconds", "0.02")
@@ -83,6 +85,31 @@ def test_the_only_server_dies_and_a_new_one_takes_its_place(tmp_path):
         assert_same(job.parameters(0), alone(110, momentum=0.0))
 
 
+@pytest.mark.parametrize("saved", [True, False], ids=["checkpoint", "no checkpoint"])
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+def test_the_optimizer_of_a_server_that_died_goes_on_from_the_last_checkpoint(tmp_path, rule, saved):
+    """It dies while the worker computes, so what is lost is what had changed since the checkpoint, in all chunks."""
+    options = ("--steps", "9", "--compute", "1", "--trace", "--rule", rule)
+    environ = {"DL2_CHECKPOINT_DIR": str(tmp_path / "saved"), "DL2_CHECKPOINT_SECONDS": "0"} if saved else {}
+    with Cluster(tmp_path, **environ) as job:
+        old, worker = job.server(0), job.worker(0, *options)
+        rounds = lambda n: wait_for(f"round {n}", lambda: worker.text().count('"step"') >= n)  # noqa: E731
+        rounds(2)
+        if saved:
+            job.http("/v1/checkpoint", {})
+            wait_for("the checkpoint", lambda: job.status()["counts"].get("checkpoints"))
+        rounds(5)
+        old.kill()
+        new = job.server(0)
+        job.await_size(1, 1)
+        note = wait_for("it is told", lambda: [n for n in job.status()["notes"] if "state_step" in n])[0]
+        step = latest(tmp_path / "saved")[1] if saved else None
+        assert note["state_step"] == step
+        assert note["round"] >= 5 > (step or 0)
+        expect_end(job, worker, new)
+        assert_same(job.parameters(0), alone(9, rule=rule, again=(note["round"], step)))
+
+
 @pytest.mark.parametrize("victim", ["giver", "taker"])
 def test_a_server_that_dies_while_chunks_move_costs_no_update(tmp_path, victim):
     """The taker stands still in the middle of the move, so the death of either surely falls into it."""
@@ -104,8 +131,9 @@ def test_a_server_that_dies_while_chunks_move_costs_no_update(tmp_path, victim):
         taker.signal(signal.SIGCONT)
         wait_for("the move is undone", lambda: job.status()["counts"].get("undone") == 1)
         job.await_step(seen + 3)
-        lost = [note["chunks"] for note in job.status()["notes"] if note.get("repeated_steps") == 1]
-        assert [count > 0 for count in lost] == {"giver": [True], "taker": []}[victim]
+        notes = [note for note in job.status()["notes"] if "chunks" in note]
+        assert [note["repeated_steps"] for note in notes] == {"giver": [0], "taker": []}[victim]
+        assert all(note["chunks"] > 0 for note in notes)
         expect_end(job, *workers, other, {"giver": taker, "taker": giver}[victim])
         for n in range(2):
             assert_same(job.parameters(n), alone(8, big=4_000_000, momentum=0.0))
@@ -148,6 +176,24 @@ def test_a_coordinator_that_starts_again_takes_the_job_over(tmp_path, first):
         servers.append(job.server(1))
         job.await_size(2, 2)
         expect_end(job, *workers, *servers)
+        assert_same(job.parameters(0), alone(110))
+
+
+def test_a_machine_that_stands_still_makes_nobody_dead(tmp_path):
+    """The coordinator wakes first, long after everybody's last heartbeat."""
+    with Cluster(tmp_path, DL2_RETURN_SECONDS="5") as job:
+        members = server, worker = job.server(0), job.worker(0, *OPTIONS)
+        job.await_step(5)
+        coordinator = job.processes["coordinator#1"]
+        for process in (coordinator, *members):
+            process.signal(signal.SIGSTOP)
+        time.sleep(2.5)  # they are dead after 1.5
+        coordinator.signal(signal.SIGCONT)
+        wait_for("it looks at its members", lambda: "stood still" in coordinator.text())
+        assert len(job.status()["members"]) == 2
+        for process in members:
+            process.signal(signal.SIGCONT)
+        expect_end(job, worker, server)
         assert_same(job.parameters(0), alone(110))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import trainee
-from harness import Cluster
+from harness import Cluster, wait_for
 
 from dl2_runtime.optimizers import Rule, apply
 
@@ -17,10 +19,12 @@ def alone(
     momentum: float = 0.9,
     lost=(),
     workers: int = 1,
+    again: tuple[int, int | None] = (-1, None),
     sent=lambda rank, name, grad: grad,
 ):
     """The same training without any runtime, and without the shares that a job says it `lost`.
 
+    From round `again[0]` on, the optimizer's state is that of before round `again[1]` (None: there is none).
     `sent` makes of the gradient that each of `workers` computes what reaches the servers.
     """
     parameters = trainee.initial(big)
@@ -32,9 +36,14 @@ def alone(
         momentum=momentum if rule == "sgd" else 0.0,
         rescale_grad=1 / trainee.BATCH,
     )
-    states = {name: {} for name in parameters}
+    states, updates = {name: {} for name in parameters}, 0
+    saved = {None: (copy.deepcopy(states), 0)}
     per_epoch = trainee.EXAMPLES // trainee.BATCH
     for step in range(steps):
+        saved[step] = copy.deepcopy(states), updates
+        if step == again[0]:
+            states, updates = saved[again[1]]
+        updates += 1
         epoch, number = divmod(step, per_epoch)
         order = np.arange(trainee.EXAMPLES)
         np.random.RandomState(epoch).shuffle(order)
@@ -53,7 +62,7 @@ def alone(
             for name in share["parameters"]:
                 total[name] = total[name] - gone[name]
         for name, grad in total.items():
-            apply(used, name, parameters[name], grad, states[name], step + 1)
+            apply(used, name, parameters[name], grad, states[name], updates)
     return parameters
 
 
@@ -89,6 +98,9 @@ def test_members_come_and_go_while_the_job_trains(tmp_path, rule):
         others = [job.worker(1, *options), job.server(1), job.server(2), job.worker(2, *options)]
         status = job.await_size(3, 3)
         assert status["last_scaling"]["to"] == {"workers": 3, "servers": 3}
+        wait_for(
+            "the pause is told", lambda: job.status()["last_scaling"]["reports"] == 1
+        )  # by who was there
         job.scale(workers=2, servers=1)
         status = job.await_size(2, 1)
         assert status["last_scaling"]["from"] == {"workers": 3, "servers": 3}
