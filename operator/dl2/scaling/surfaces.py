@@ -28,7 +28,7 @@ BUMP, BUMP_LENGTH = 0.40, 1.9
 SLOPES, SLOPE = (0.30, 0.10), 0.25  # prior means and deviation of the shared trend per doubling
 NOISE, NOISE_STRENGTH = 0.05, 8.0  # prior noise of one sample, and how many samples that belief weighs
 MOST_POINTS = 48  # shapes of one kind that are conditioned on: those with most samples
-_DEEPEST = 2.5  # speeds more than e^-2.5 below a kind's median are taken for stalls and clipped
+_STALL, _STALL_DEVIATIONS = 0.5, 3.0  # so far below what the other shapes say (log, deviations): a stall
 
 
 class Surface(NamedTuple):
@@ -47,6 +47,8 @@ class _Points(NamedTuple):
     noise: Floats  # variance of that mean (n,)
     precision: Floats  # (F, F)
     pull: Floats  # (F,)
+    stalls: Ints  # lattice points (m,) that hardly train and say nothing of their neighbours
+    stalled: Floats  # mean log speed there (m,)
 
 
 class Surfaces:
@@ -94,8 +96,10 @@ def _table(kind: Kind, noise: float) -> _Points:
     scales: list[Scale] = [scale for scale, _ in cells]
     points = nearest(np.array([s.workers for s in scales]), np.array([s.servers for s in scales]))
     values = np.array([cell.mean for _, cell in cells])
-    values = np.maximum(values, np.median(values) - _DEEPEST)
     spread = noise / np.array([cell.weight for _, cell in cells])
+    fair = _fair(points, values, spread)
+    stalls, stalled = points[~fair], values[~fair]
+    points, values, spread = points[fair], values[fair], spread[fair]
     # What a kind's own parts may do is noise to the shared one, and its points tell of one kind only.
     weight = min(1.0, 6.0 / len(points)) / (spread + SMOOTH**2 + ROUGH**2)
     centre = weight / weight.sum()  # the level is integrated out
@@ -103,7 +107,30 @@ def _table(kind: Kind, noise: float) -> _Points:
     x = x - centre @ x
     y = values - centre @ values
     weighted = (x * weight[:, None]).T
-    return _Points(points, values, spread, weighted @ x, weighted @ y)
+    return _Points(points, values, spread, weighted @ x, weighted @ y, stalls, stalled)
+
+
+def _fair(points: Ints, values: Floats, noise: Floats) -> Ints:
+    """Which measured shapes are no stalls (n,): the worst is taken out until each fits what the others say of it.
+
+    Leave-one-out residuals of the prior process (Rasmussen and Williams, section 5.4.2).
+    """
+    features, trust = _features(), _trust()
+    expected = features[points, :2] @ SLOPES
+    covariance = _own_kernel()[np.ix_(points, points)] + (features[points] / trust) @ features[points].T
+    covariance += LEVEL**2 + np.diag(noise)
+    fair = np.ones(len(points), dtype=bool)
+    while fair.sum() > 1:
+        inverse = np.linalg.inv(covariance[np.ix_(fair, fair)])
+        variance = 1.0 / inverse.diagonal()
+        centre = values[fair] - expected[fair]
+        off = (inverse @ (centre - np.median(centre))) * variance
+        excess = off + np.maximum(_STALL, _STALL_DEVIATIONS * np.sqrt(variance))
+        worst = int(np.argmin(excess))
+        if excess[worst] >= 0.0:
+            break
+        fair[np.flatnonzero(fair)[worst]] = False
+    return fair
 
 
 @lru_cache(maxsize=1)
@@ -125,13 +152,20 @@ def _features() -> Floats:
     return np.concatenate([x, bumps], axis=1)
 
 
+@lru_cache(maxsize=1)
+def _trust() -> Floats:
+    """(F,): prior precision of the coefficients of the shared part."""
+    trust = np.full(_features().shape[1], BUMP**-2)
+    trust[:2] = SLOPE**-2
+    return trust
+
+
 class _Shared:
     """Posterior of the part that all kinds share, from all kinds' points at once."""
 
     def __init__(self, tables: Sequence[_Points]) -> None:
         features = _features()
-        trust = np.full(features.shape[1], BUMP**-2)
-        trust[:2] = SLOPE**-2
+        trust = _trust()
         precision: Floats = np.diag(trust)
         pull: Floats = np.zeros_like(trust)
         pull[:2] = trust[:2] * SLOPES
@@ -157,4 +191,6 @@ def _condition(table: _Points, samples: float, shared: _Shared, points: Ints) ->
     residual = inverse @ (table.values - shared.mean[at] - shared.level)
     variance = shared.prior[points] - (solved**2).sum(axis=0)
     mean = shared.mean[points] + shared.level + solved.T @ residual
+    for stall, value in zip(table.stalls, table.stalled, strict=True):
+        mean[points == stall], variance[points == stall] = value, 0.0
     return Surface(mean, np.sqrt(np.maximum(variance, 1e-8)), samples)
