@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from dl2.scaling.interface import JobView, Observation, Scale
 
+# ("model", label) or ("job", id), and the requests of a worker and of a server.
+Name = tuple[tuple[str, str], tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]]
 MOST_KINDS = 512  # unlabelled jobs are kinds of their own; the ones unused for longest are forgotten
 _RECENT = 12.0  # a shape's mean forgets samples older than about so many, to follow drift
 
@@ -31,6 +33,13 @@ class Cell:
         self.mean += step / self.weight
         self.squares = min(self.squares + step * (value - self.mean), _RECENT)
 
+    def merge(self, other: Cell) -> None:
+        """Take in another's samples (Chan et al., 1979)."""
+        weight, step = self.weight + other.weight, other.mean - self.mean
+        self.squares += other.squares + step**2 * self.weight * other.weight / weight
+        self.mean += step * other.weight / weight
+        self.weight = weight
+
 
 @dataclass(slots=True)
 class Kind:
@@ -40,8 +49,12 @@ class Kind:
     version: int = 0
     used_at: float = 0.0
 
+    @property
+    def samples(self) -> float:
+        return sum(cell.weight for cell in self.cells.values())
 
-def kind_of(job: JobView) -> Hashable:
+
+def kind_of(job: JobView) -> Name:
     """Jobs of one kind are expected to train equally fast at equal scale."""
     label = ("job", job.id) if job.model is None else ("model", job.model)
     return (
@@ -51,11 +64,19 @@ def kind_of(job: JobView) -> Hashable:
     )
 
 
+def is_unlabelled(name: Name) -> bool:
+    return name[0][0] == "job"
+
+
+def requests_of(name: Name) -> Hashable:
+    return name[1:]
+
+
 class History:
     """Takes in each sample once. Time that runs backwards means a new cluster: all is forgotten."""
 
     def __init__(self) -> None:
-        self.kinds: dict[Hashable, Kind] = {}
+        self.kinds: dict[Name, Kind] = {}
         self._read: dict[str, float] = {}  # job -> time of its last sample taken in
         self._now = -math.inf
 
@@ -80,6 +101,6 @@ class History:
     def _forget(self, active: set[str]) -> None:
         self._read = {name: at for name, at in self._read.items() if name in active}
         if len(self.kinds) > MOST_KINDS:
-            by_use = sorted(self.kinds, key=lambda kind: (-self.kinds[kind].used_at, repr(kind)))
+            by_use = sorted(self.kinds, key=lambda kind: (-self.kinds[kind].used_at, kind))
             kept = max(MOST_KINDS, sum(kind.used_at == self._now for kind in self.kinds.values()))
             self.kinds = {kind: self.kinds[kind] for kind in by_use[:kept]}

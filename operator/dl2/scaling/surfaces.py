@@ -10,14 +10,15 @@ not even monotone in workers or servers.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-from dl2.scaling.history import History, Kind
+from dl2.scaling.history import History, Kind, Name
 from dl2.scaling.interface import Scale
+from dl2.scaling.kinship import Kinship
 from dl2.scaling.lattice import Floats, Ints, coordinates, nearest
 
 # Standard deviations (of the natural log of the speed) and length scales (in doublings).
@@ -55,36 +56,38 @@ class Surfaces:
     """Fitted surfaces by kind. What depends on one kind's samples alone is kept until it has new ones."""
 
     def __init__(self) -> None:
-        self._tables: dict[Hashable, tuple[tuple[int, float], _Points]] = {}
+        self._kinship = Kinship()
+        self._tables: dict[int, tuple[Kind, int, float, _Points]] = {}
 
-    def fit(self, history: History, wanted: Sequence[Hashable], points: Ints) -> dict[Hashable, Surface]:
+    def fit(self, history: History, wanted: Sequence[Name], points: Ints) -> dict[Name, Surface]:
         """The surface of each wanted kind at the lattice `points` (P,), given everything in `history`."""
-        measured = {name: kind for name, kind in history.kinds.items() if kind.cells}
-        noise = _noise(measured)
-        tables = {}
-        for name, kind in measured.items():
-            known = self._tables.get(name)
-            if known is None or known[0] != (kind.version, noise):
-                known = ((kind.version, noise), _table(kind, noise))
-            tables[name] = known
-        self._tables = tables
-        shared = _Shared([table for _, table in tables.values()])
+        noise = _noise([kind for kind in history.kinds.values() if kind.cells])
+        before, self._tables = self._tables, {}
+
+        def table(kind: Kind) -> _Points:
+            known = self._tables.get(id(kind)) or before.get(id(kind))
+            if known is None or known[1:3] != (kind.version, noise):
+                known = (kind, kind.version, noise, _table(kind, noise))
+            self._tables[id(kind)] = known
+            return known[3]
+
+        pools = self._kinship.pools(history.kinds, lambda a, b: _evidence(table(a), table(b)))
+        tables = {leader: table(pool) for leader, pool in pools.items()}
+        shared = _Shared(list(tables.values()))
+        unknown = Surface(shared.mean[points] + shared.level, np.sqrt(shared.prior[points]), 0.0)
         found = {}
-        for name in dict.fromkeys(wanted):
+        for name in dict.fromkeys(self._kinship.leader(name) for name in wanted):
             if name in tables:
-                samples = sum(cell.weight for cell in measured[name].cells.values())
-                found[name] = _condition(tables[name][1], samples, shared, points)
-            else:
-                found[name] = Surface(shared.mean[points] + shared.level, np.sqrt(shared.prior[points]), 0.0)
-        return found
+                found[name] = _condition(tables[name], pools[name].samples, shared, points)
+        return {name: found.get(self._kinship.leader(name), unknown) for name in wanted}
 
 
-def _noise(measured: dict[Hashable, Kind]) -> float:
+def _noise(measured: Sequence[Kind]) -> float:
     """Variance of one sample, from repeated measurements of the same shapes and a prior.
 
     In steps of about 20 %, so that a fit stays valid for a while.
     """
-    cells = [cell for kind in measured.values() for cell in kind.cells.values()]
+    cells = [cell for kind in measured for cell in kind.cells.values()]
     squares = sum(cell.squares for cell in cells)
     freedom = sum(max(0.0, cell.weight - 1.0) for cell in cells)
     variance = (NOISE_STRENGTH * NOISE**2 + squares) / (NOISE_STRENGTH + freedom)
@@ -115,10 +118,7 @@ def _fair(points: Ints, values: Floats, noise: Floats) -> Ints:
 
     Leave-one-out residuals of the prior process (Rasmussen and Williams, section 5.4.2).
     """
-    features, trust = _features(), _trust()
-    expected = features[points, :2] @ SLOPES
-    covariance = _own_kernel()[np.ix_(points, points)] + (features[points] / trust) @ features[points].T
-    covariance += LEVEL**2 + np.diag(noise)
+    expected, covariance = _trend(points), _prior(points, points) + np.diag(noise)
     fair = np.ones(len(points), dtype=bool)
     while fair.sum() > 1:
         inverse = np.linalg.inv(covariance[np.ix_(fair, fair)])
@@ -131,6 +131,38 @@ def _fair(points: Ints, values: Floats, noise: Floats) -> Ints:
             break
         fair[np.flatnonzero(fair)[worst]] = False
     return fair
+
+
+def _evidence(one: _Points, other: _Points) -> float:
+    """Log of p(both | one surface) / p(both | two surfaces)."""
+    few, many = sorted((one, other), key=lambda table: len(table.points))
+    if not len(few.points):
+        return 0.0
+    off, known = few.values - _trend(few.points), many.values - _trend(many.points)
+    across = _prior(few.points, many.points)
+    alone = _prior(few.points, few.points) + np.diag(few.noise)
+    gain = across @ np.linalg.inv(_prior(many.points, many.points) + np.diag(many.noise))
+    level = float(known.mean())
+    return _log_density(off - level - gain @ (known - level), alone - gain @ across.T) - _log_density(
+        off - level, alone
+    )
+
+
+def _log_density(off: Floats, covariance: Floats) -> float:
+    """Of a centred normal, less the constant."""
+    return float(-0.5 * (off @ np.linalg.solve(covariance, off) + np.linalg.slogdet(covariance)[1]))
+
+
+def _trend(points: Ints) -> Floats:
+    """Expected log speed before anything was measured, without its level."""
+    return np.asarray(_features()[points, :2] @ SLOPES)
+
+
+def _prior(rows: Ints, columns: Ints) -> Floats:
+    """(rows, columns): covariance of one kind's log speed before anything was measured."""
+    features = _features()
+    shared = (features[rows] / _trust()) @ features[columns].T
+    return np.asarray(_own_kernel()[np.ix_(rows, columns)] + shared + LEVEL**2)
 
 
 @lru_cache(maxsize=1)
