@@ -51,7 +51,7 @@ class Envelope:
             [job for job in in_order(observation.jobs) if job.id in beliefs and room.hosts(job)], beliefs
         )
         speed = hopeful(table, np.full(len(table.jobs), self._optimism))
-        return spread_out(table, value_of(table, speed, observation.interval), observation)
+        return spread_out(table, value_of(table, speed, observation.interval), room)
 
 
 class EnvelopeOracle(Envelope):
@@ -87,12 +87,12 @@ def value_of(
     return np.asarray(shortness[:, None] * served ** np.reshape(concavity, (-1, 1)))
 
 
-def spread_out(table: Table, values: Floats, observation: Observation) -> dict[str, Scale]:
+def spread_out(table: Table, values: Floats, room: Room) -> dict[str, Scale]:
     """Hand out shapes by hull slope. Twice: the second time costs count by how scarce the first found them."""
     weights: list[float] | None = None
     held: list[Scale] = []
     for last in (False, True):
-        room = Room(observation)
+        room.clear()
         prices = room.prices()
         if weights is not None:
             prices = [price * weight for price, weight in zip(prices, weights, strict=True)]

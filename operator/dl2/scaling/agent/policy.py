@@ -29,6 +29,7 @@ class Sight(NamedTuple):
     """An observation as the network takes it."""
 
     observation: Observation
+    room: Room
     table: Table  # of the jobs that can run at all, in their order
     features: Floats  # (J, FEATURES)
     cluster: Floats  # (CLUSTER,)
@@ -48,7 +49,7 @@ class Memory:
         room, pause = Room(observation), self._pauses.seconds
         jobs = [job for job in in_order(observation.jobs) if job.id in beliefs and room.hosts(job)]
         table = Table(jobs, beliefs)
-        return Sight(observation, table, *features(table, observation, room, pause), pause)
+        return Sight(observation, room, table, *features(table, observation, room, pause), pause)
 
 
 class Agent:
@@ -87,7 +88,7 @@ def act(sight: Sight, outputs: Floats, *, exploration: bool = True) -> dict[str,
     wish = preference(outputs)
     if not exploration:
         wish = wish._replace(optimism=np.full(len(outputs), -np.inf))
-    return spread_out(sight.table, bent_values(sight, wish), sight.observation)
+    return spread_out(sight.table, bent_values(sight, wish), sight.room)
 
 
 def bent_values(sight: Sight, wish: Preference) -> Floats:
