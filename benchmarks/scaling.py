@@ -75,7 +75,7 @@ def job_slots(recipe: Recipe) -> float:
 
 def measure() -> dict[str, float]:
     node = {"cpu": 8000, GPU: 8}
-    big = Recipe(jobs=60, nodes=24, node=node, gpus=(0, 4), minutes=900, reference=Scale(1, 1), load=1.5)
+    big = Recipe(jobs=60, nodes=24, node=node, gpus=(0, 4), minutes=900, load=1.5)
     found = {"job_slots_per_second": job_slots(big)}
     for jobs, nodes in SIZES:
         for policy in POLICIES:

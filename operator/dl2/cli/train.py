@@ -1,84 +1,104 @@
-"""`dl2 train`: reinforcement learning of the scaling agent in simulation."""
+"""`dl2 train`: the scaling agent learns from a teacher, from a decision log, and by itself in simulation."""
 
 from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from dl2.learning.rl import VALIDATION_SUITES, Plan, State, train, validate
+from dl2.learning import evolution
 from dl2.learning.state import OtherRun
+from dl2.learning.validation import VALIDATION_SUITES, validate
 from dl2.scaling.agent.checkpoint import CheckpointError, read, save
 from dl2.scaling.agent.network import SHAPES, initial
 from dl2.scaling.lattice import Floats
+from dl2.scaling.registry import UnknownPolicy
+
+if TYPE_CHECKING:
+    from dl2.learning.learner import Learner, Plan
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 _Row = tuple[int, float, float | None]
+RUN = Annotated[Path, typer.Option("--run", help="Folder of the run; an interrupted one goes on.")]
+TO = Annotated[Path | None, typer.Option("--to", help="Checkpoint to write; default: in the folder.")]
+FROM = Annotated[Path | None, typer.Option("--from", help="Checkpoint to begin with.")]
+SEED = Annotated[int, typer.Option(min=0)]
+ITERATIONS = Annotated[int, typer.Option(min=1)]
+RATE = Annotated[float, typer.Option(min=1e-6, help="Step size.")]
 
 
 @app.callback()
 def command() -> None:
-    """Train the scaling agent."""
+    """Train the scaling agent. The best checkpoint on the validation seeds is written."""
+
+
+@app.command()
+def imitate(
+    folder: RUN = Path("run"), to: TO = None, start: FROM = None, seed: SEED = 1, iterations: ITERATIONS = 40, rate: RATE = 1e-3,
+    teacher: Annotated[str, typer.Option(help="Whose allocations to imitate, in simulation.")] = "envelope-oracle",
+    log: Annotated[Path | None, typer.Option("--log", help="Learn from this export of a decision log (`dl2 log export`) instead.")] = None,
+) -> None:  # fmt: skip
+    """Learn which step along the hulls a teacher takes next. Needs torch."""
+    with _refusals("imitate"):
+        from dl2.learning import imitation
+
+        plan = imitation.ImitationPlan(
+            seed=seed, iterations=iterations, rate=rate, teacher="log" if log else teacher
+        )
+        lessons = imitation.lessons_from_log(log) if log else []
+        _learn(
+            plan,
+            lambda one: imitation.study(one, lessons) if log else imitation.improve(one),
+            folder,
+            to,
+            start,
+        )
 
 
 @app.command()
 def rl(
-    folder: Annotated[Path, typer.Option("--run", help="Folder of the run; an interrupted one goes on.")] = Path("run"),
-    to: Annotated[Path | None, typer.Option("--to", help="Checkpoint to write; default: in the folder.")] = None,
-    start: Annotated[Path | None, typer.Option("--from", help="Checkpoint to begin with.")] = None,
-    iterations: Annotated[int, typer.Option(min=1)] = 60,
+    folder: RUN = Path("run"), to: TO = None, start: FROM = None, seed: SEED = 1, iterations: ITERATIONS = 40, rate: RATE = 1e-3,
+    episodes: Annotated[int, typer.Option(min=1, help="Of an iteration.")] = 4,
+    value_head: Annotated[bool, typer.Option(help="Compare rewards with what the value head expects.")] = True,
+) -> None:  # fmt: skip
+    """Reinforcement learning in simulation: an actor-critic with clipped steps (PPO). Needs torch."""
+    with _refusals("rl"):
+        from dl2.learning import rl as reinforcement
+
+        plan = reinforcement.RLPlan(
+            seed=seed, iterations=iterations, rate=rate, episodes=episodes, value_head=value_head
+        )
+        _learn(plan, reinforcement.improve, folder, to, start)
+
+
+@app.command()
+def evolve(
+    folder: RUN = Path("run"), to: TO = None, start: FROM = None, seed: SEED = 1, iterations: ITERATIONS = 60, rate: RATE = 0.1,
     pairs: Annotated[int, typer.Option(min=1, help="Episodes an iteration, each run twice.")] = 10,
     deviation: Annotated[float, typer.Option(min=1e-6, help="Of the noise on a weight.")] = 0.3,
-    rate: Annotated[float, typer.Option(min=1e-6, help="Step size.")] = 0.1,
     trained: Annotated[str, typer.Option(help="Weights that move, separated by commas.")] = "head2.bias",
-    seed: Annotated[int, typer.Option(min=0)] = 1,
 ) -> None:  # fmt: skip
-    """Reinforcement learning by evolution strategies in simulation; the best on validation is written."""
+    """Evolution strategies in simulation, without torch."""
     names = tuple(name.strip() for name in trained.split(","))
     if unknown := sorted(set(names) - set(SHAPES)):
-        typer.echo(f"dl2 train rl: no weights {', '.join(unknown)}; there are {', '.join(SHAPES)}", err=True)
+        typer.echo(
+            f"dl2 train evolve: no weights {', '.join(unknown)}; there are {', '.join(SHAPES)}", err=True
+        )
         raise typer.Exit(2)
-    plan = Plan(seed, iterations, pairs, deviation, rate, names)
-    path = to or folder / "dl2.safetensors"
-    try:
+    plan = evolution.Plan(seed, iterations, pairs, deviation, rate, names)
+    with _refusals("evolve"):
         weights = read(start)[0] if start else initial(seed)
-        state, rows = _trained(plan, folder, weights)
-    except (CheckpointError, OtherRun) as exc:
-        typer.echo(f"dl2 train rl: {exc}", err=True)
-        raise typer.Exit(2) from None
-    save(path, state.best, header(plan, state, start))
-    _curve(folder / "curve", rows)
-    typer.echo(f"{path}: completion times on validation changed by {100 * state.best_score:+.1f} %")
-
-
-def header(plan: Plan, state: State, start: Path | None) -> dict[str, Any]:
-    """What a checkpoint says of itself."""
-    return {
-        "plan": asdict(plan),
-        "iterations": min(state.iteration, plan.iterations),
-        "from": None if start is None else start.name,
-        "validation": {"log_jct_against_start": state.best_score, "suites": list(VALIDATION_SUITES)},
-    }
-
-
-def _trained(plan: Plan, folder: Path, weights: dict[str, Floats]) -> tuple[State, list[_Row]]:
-    rows: list[_Row] = []
-    with _bar() as bar:
-        task = bar.add_task("train", total=plan.iterations)
-
-        def tell(done: int, effect: float, score: float | None) -> None:
-            rows.append((done, effect, score))
-            said = f"train, best {100 * min([0.0, *(s for _, _, s in rows if s is not None)]):+.1f} %"
-            bar.update(task, completed=done, description=said)
-
-        return train(plan, folder, weights, tell), rows
+        rows, tell = _followed(iterations)
+        with tell as progress:
+            state = evolution.train(plan, folder, weights, progress)
+        _written("evolution strategies", asdict(plan), state.best, state.best_score, rows, folder, to, start)
 
 
 @app.command("validate")
@@ -87,16 +107,85 @@ def compare(
     cases: Annotated[int, typer.Option(min=1, help="Of each validation suite.")] = 4,
 ) -> None:
     """Mean change of completion times on the validation seeds against the untrained agent, in percent."""
-    plan = Plan(validation_cases=cases)
     begin = time.monotonic()
-    scores = validate(read(checkpoint)[0], plan, validate(initial(plan.seed), plan))
+    with _refusals("validate"):
+        scores = validate(read(checkpoint)[0], cases, validate(initial(1), cases))
     typer.echo(
         f"{100 * sum(scores) / len(scores):+.2f} % over {len(scores)} cases ({time.monotonic() - begin:.0f} s)"
     )
 
 
-def _bar() -> Progress:
-    return Progress(console=Console(stderr=True))
+def _learn(
+    plan: Plan, improve: Callable[[Learner], float], folder: Path, to: Path | None, start: Path | None
+) -> None:
+    from dl2.learning.learner import Learner
+
+    learner = Learner(plan, read(start)[0] if start else initial(plan.seed))
+    rows, tell = _followed(plan.iterations)
+    with tell as progress:
+        learner.run(folder, improve, progress)
+    said = {**asdict(plan), "iterations": learner.iteration}
+    _written(type(plan).__name__, said, learner.best, learner.best_score, rows, folder, to, start)
+
+
+class _refusals:
+    """Turns what a person can mend into a message and exit code 2."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        message = str(error)
+        if isinstance(error, ModuleNotFoundError):
+            message = f"{error.name} is not installed; install it with `pip install 'dl2[learning]'`"
+        elif not isinstance(error, (CheckpointError, OtherRun, UnknownPolicy, ValueError)):
+            return
+        typer.echo(f"dl2 train {self._name}: {message}", err=True)
+        raise typer.Exit(2) from None
+
+
+class _Bar:
+    """A progress bar that says the best score so far and keeps the rows of the learning curve."""
+
+    def __init__(self, total: int, rows: list[_Row]) -> None:
+        self._bar = Progress(console=Console(stderr=True))
+        self._task, self._rows = self._bar.add_task("train", total=total), rows
+
+    def __enter__(self) -> Callable[[int, float, float | None], None]:
+        self._bar.start()
+        return self._tell
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _tell(self, done: int, measure: float, score: float | None) -> None:
+        self._rows.append((done, measure, score))
+        best = min([0.0, *(each for _, _, each in self._rows if each is not None)])
+        self._bar.update(self._task, completed=done, description=f"train, best {100 * best:+.1f} %")
+
+
+def _followed(total: int) -> tuple[list[_Row], _Bar]:
+    rows: list[_Row] = []
+    return rows, _Bar(total, rows)
+
+
+def _written(
+    method: str, plan: dict[str, Any], weights: dict[str, Floats], score: float, rows: Sequence[_Row],
+    folder: Path, to: Path | None, start: Path | None,
+) -> None:  # fmt: skip
+    """Checkpoint, learning curve, and a line that says what came of it."""
+    path = to or folder / "dl2.safetensors"
+    validation = {"log_jct_against_start": score, "suites": list(VALIDATION_SUITES)}
+    save(
+        path,
+        weights,
+        {"method": method, "plan": plan, "from": start.name if start else None, "validation": validation},
+    )
+    _curve(folder / "curve", rows)
+    typer.echo(f"{path}: completion times on validation changed by {100 * score:+.1f} %")
 
 
 def _curve(stem: Path, rows: Sequence[_Row]) -> None:

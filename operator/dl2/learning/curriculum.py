@@ -26,7 +26,6 @@ def training_case(n: int) -> Case:
         arrivals=str(rng.choice(["poisson", "bursts", "day"])),
         minutes=float(rng.uniform(300.0, 1200.0)),
         tail=float(rng.uniform(0.3, 1.2)),
-        reference=Scale(1, 1),
         families=("table", *TRAINED_ON),
         labels=int(rng.integers(2, 9)),
         unlabelled=float(rng.choice([0.0, 0.0, 0.5, 1.0])),

@@ -64,19 +64,19 @@ class ScalingEnv(gymnasium.Env[Seen, Said]):
         simulation, sight = self._simulation, self._sight
         if simulation is None or sight is None or simulation.over:
             raise RuntimeError("the episode is over; call reset first")
-        outputs = np.zeros((len(sight.jobs), OUTPUTS))
-        shown = min(len(sight.jobs), self._window)
+        outputs = np.zeros((len(sight.table.jobs), OUTPUTS))
+        shown = min(len(sight.table.jobs), self._window)
         outputs[:shown] = action[:shown]
         before = simulation.now
         active = len(sight.observation.jobs)
-        simulation.step(act(sight, outputs) if sight.jobs else {}, sight.observation)
+        simulation.step(act(sight, outputs) if sight.table.jobs else {}, sight.observation)
         hours = (simulation.now - before) / 3600.0
         return self._look(), -active * hours, simulation.over, False, self._info()
 
     def _look(self) -> Seen:
         assert self._simulation is not None
         self._sight = sight = self._memory.look(self._simulation.observe())
-        shown = min(len(sight.jobs), self._window)
+        shown = min(len(sight.table.jobs), self._window)
         jobs = np.zeros((self._window, FEATURES), np.float32)
         jobs[:shown] = sight.features[:shown]
         present = (np.arange(self._window) < shown).astype(np.float32)
@@ -84,4 +84,4 @@ class ScalingEnv(gymnasium.Env[Seen, Said]):
 
     def _info(self) -> dict[str, Any]:
         assert self._sight is not None
-        return {"jobs": [job.id for job in self._sight.jobs[: self._window]]}
+        return {"jobs": [job.id for job in self._sight.table.jobs[: self._window]]}

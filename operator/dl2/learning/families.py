@@ -89,6 +89,39 @@ def peaked(rng: np.random.Generator, most: Scale) -> TrueSpeed:
     return _rough(log, rng)
 
 
+def jagged(rng: np.random.Generator, most: Scale) -> TrueSpeed:
+    """As measured on a real system: a bottleneck on either side, a warp, teeth, and a few shapes that hardly train.
+
+    Fastest anywhere from few pods to all, at any ratio of servers to workers. Without servers the batch is fixed
+    and split over the workers.
+    """
+    w = np.maximum(np.arange(most.workers + 1, dtype=float), 0.5)[:, None]
+    p = np.maximum(np.arange(most.servers + 1, dtype=float), 0.5)[None, :]
+    serve, overhead = 10 ** rng.uniform(-1.5, 0.5), 10 ** rng.uniform(-2.8, -0.8, 3)
+    seconds = 1.0 + overhead[0] * w + overhead[1] * p + 0.1 * overhead[2] * w * p
+    if most.servers:
+        log = rng.uniform(0.6, 1.0) * np.log(w) - np.log(seconds + serve * w / p)
+    else:
+        log = -np.log(1.0 / w + 0.1 * overhead[0] * w + overhead[1] + 0.0 * p)
+    log = log + _warp(rng, np.log2(w), np.log2(p))
+    teeth = rng.uniform(0.0, 0.08, 2)
+    log += teeth[0] * rng.standard_normal(w.shape) + teeth[1] * rng.standard_normal(p.shape)
+    stalls = rng.random(log.shape) < rng.uniform(0.0, 0.03)
+    stalls[4, 4:5] = False  # where the sizes of jobs are told
+    return _rough(np.where(stalls, log - rng.uniform(1.0, 4.0, log.shape), log), rng)
+
+
+def _warp(rng: np.random.Generator, x: Floats, y: Floats) -> Floats:
+    """Six smooth bumps of either sign over (log2 workers, log2 servers)."""
+    bumps = []
+    for _ in range(6):
+        centre, width = rng.uniform(-0.5, 4.5, 2), rng.uniform(0.7, 2.0)
+        bumps.append(
+            rng.normal(0, 0.2) * np.exp(-0.5 * ((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / width**2)
+        )
+    return np.asarray(sum(bumps))
+
+
 def staircase(rng: np.random.Generator, most: Scale) -> TrueSpeed:
     """Kept back: full speed only where workers split evenly over servers and racks, with steps in between."""
     w = np.arange(most.workers + 1)[:, None]
@@ -113,6 +146,7 @@ FAMILIES: dict[str, Family] = {
     "physical": physical,
     "smooth": smooth_surface,
     "peaked": peaked,
+    "jagged": jagged,
     "staircase": staircase,
 }
-TRAINED_ON = ("textbook", "physical", "smooth", "peaked")
+TRAINED_ON = ("textbook", "physical", "smooth", "peaked", "jagged")

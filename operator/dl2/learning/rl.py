@@ -1,144 +1,121 @@
-"""Reinforcement learning by evolution strategies: a policy gradient in the space of weights.
+"""Reinforcement learning in simulation: an actor-critic with clipped steps (PPO).
 
-Salimans et al., "Evolution Strategies as a Scalable Alternative to Reinforcement Learning" (2017), after
-Rechenberg and Sehnke et al. ("Parameter-exploring policy gradients", 2010). One sample is an episode: a cluster
-from the curriculum, run to its end twice, with the weights moved by +noise and by -noise. Everything else is
-equal (arrivals, speeds, measurement noise), so the difference of the two mean completion times is down to the
-noise alone. Exploration is constant over an episode, which suits a return that comes hours after the decision.
-
-Iteration n draws from (seed, n) alone: a run that was killed goes on from its last state as if it never stopped.
+Schulman et al., "Proximal Policy Optimization Algorithms" (2017), with generalised advantages (Schulman et al.,
+2016) and one actor shared by all jobs (Yu et al., "The Surprising Effectiveness of PPO in Cooperative Multi-Agent
+Games", 2022): every job's outputs are drawn from a normal around what the network says, and judged by the reward
+of all, minus the part of the episode's jobs that are in the cluster. The value head says what is still to come.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
+from dl2.learning.actor import Parameters, forward, weights_of
 from dl2.learning.curriculum import training_case
+from dl2.learning.learner import Learner, Plan
 from dl2.learning.simulator import Simulation
-from dl2.learning.state import load_state, save_state
-from dl2.learning.suites import Case, Split, suite_named
-from dl2.scaling.agent.network import SHAPES, Weights, initial
-from dl2.scaling.agent.policy import Agent
+from dl2.scaling.agent import network
+from dl2.scaling.agent.policy import Memory, act
 from dl2.scaling.lattice import Floats
-
-VALIDATION_SUITES = ("contended", "room", "noise", "unlabelled")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How to train. Two plans that are equal give equal checkpoints on one machine."""
+class RLPlan(Plan):
+    """`slots`: decisions after which an episode is cut; the value head stands for the rest."""
 
-    seed: int = 1
-    iterations: int = 60
-    pairs: int = 10  # episodes an iteration, each run twice
-    deviation: float = 0.30  # of the noise on a weight
-    rate: float = 0.10  # step size
-    trained: tuple[str, ...] = ("head2.bias",)  # weights that move
-    validate_every: int = 10
-    validation_cases: int = 2  # of each suite
-
-
-@dataclass(slots=True)
-class State:
-    """Where training stands."""
-
-    weights: dict[str, Floats]
-    iteration: int
-    first: Floats  # mean of the gradient lately, over the trained weights flattened
-    second: Floats  # mean of its square, one number for all: where there is only noise little moves
-    best: dict[str, Floats]  # on validation
-    best_score: float  # mean log of completion time against the start, there; below 0 is better
+    episodes: int = 4  # an iteration
+    slots: int = 80
+    deviation: float = 0.3  # of an output
+    epochs: int = 3  # passes over an iteration's decisions
+    clip: float = 0.2
+    discount: float = 0.99
+    trace: float = 0.95
+    value_head: bool = True  # false: rewards are compared with their mean alone
 
 
-def start(plan: Plan, weights: Weights | None = None) -> State:
-    """The beginning of a run, from given weights or from scratch."""
-    begin = dict(weights or initial(plan.seed))
-    size = len(flatten(begin, plan.trained))
-    return State(begin, 0, np.zeros(size), np.zeros(size), dict(begin), 0.0)
+class Moment(NamedTuple):
+    """One decision: what was seen, what the network said (J, OUTPUTS), what was drawn, and what came of it."""
+
+    jobs: Floats
+    cluster: Floats
+    said: Floats
+    drawn: Floats
+    reward: float
 
 
-def flatten(weights: Weights, names: Sequence[str]) -> Floats:
-    return np.concatenate([weights[name].ravel() for name in names])
+def improve(learner: Learner) -> float:
+    """One iteration. Returns the mean reward of a decision."""
+    plan = learner.plan
+    assert isinstance(plan, RLPlan)
+    weights, moments, advantages, targets = weights_of(learner.params), [], [], []
+    for episode in range(plan.episodes):
+        played, rest = _play(weights, plan, learner.iteration, episode)
+        values = [_value(learner.params, moment) if plan.value_head else 0.0 for moment in played]
+        last = _value(learner.params, rest) if rest is not None and plan.value_head else 0.0
+        gained = advantage([moment.reward for moment in played], [*values, last], plan.discount, plan.trace)
+        moments += played
+        advantages += gained
+        targets += [a + value for a, value in zip(gained, values, strict=True)]
+    gains = np.array(advantages)
+    gains = (gains - gains.mean()) / (gains.std() + 1e-8)
+    rng = np.random.default_rng([plan.seed, learner.iteration, 0x0DE6])
+    for _ in range(plan.epochs):
+        for batch in np.array_split(rng.permutation(len(moments)), max(1, len(moments) // 32)):
+            losses = [_loss(learner.params, moments[i], float(gains[i]), targets[i], plan) for i in batch]
+            learner.descend(torch.stack(losses).mean())
+    return float(np.mean([moment.reward for moment in moments]))
 
 
-def moved(weights: Weights, names: Sequence[str], by: Floats) -> dict[str, Floats]:
-    """`weights` with `by` (flat) added to those named."""
-    result, at = dict(weights), 0
-    for name in names:
-        size = int(np.prod(SHAPES[name]))
-        result[name] = weights[name] + by[at : at + size].reshape(SHAPES[name])
-        at += size
-    return result
+def advantage(
+    rewards: Sequence[float], values: Sequence[float], discount: float, trace: float
+) -> list[float]:
+    """Generalised advantages; `values` has one more, of the state after the last reward."""
+    found, ahead = [], 0.0
+    for n in reversed(range(len(rewards))):
+        ahead = rewards[n] + discount * values[n + 1] - values[n] + discount * trace * ahead
+        found.append(ahead)
+    return found[::-1]
 
 
-def log_jct(weights: Weights, case: Case) -> float:
-    """Log of the mean completion time of `case` under the agent; jobs that never end count as long as the run."""
-    simulation = Simulation(case.workload, case.settings, case.seed)
-    agent = Agent(weights)
+def _play(
+    weights: network.Weights, plan: RLPlan, iteration: int, episode: int
+) -> tuple[list[Moment], Moment | None]:
+    """An episode's decisions, and the state in which it was cut (None: it ended)."""
+    number = iteration * plan.episodes + episode
+    case = training_case((plan.seed * 100_000 + number) % 900_000)
+    rng = np.random.default_rng([plan.seed, number, 0xAC7])
+    simulation, memory = Simulation(case.workload, case.settings, case.seed), Memory()
+    moments: list[Moment] = []
     while not simulation.over:
-        observation = simulation.observe()
-        simulation.step(agent.allocate(observation), observation)
-    times = [job.jct for job in simulation.tally.finished]
-    times += [simulation.now] * simulation.tally.unfinished
-    return float(np.log(np.mean(times)))
+        sight = memory.look(simulation.observe())
+        said = network.forward(weights, sight.features, sight.cluster)
+        drawn = said + plan.deviation * rng.standard_normal(said.shape)
+        if len(moments) == plan.slots:
+            return moments, Moment(sight.features, sight.cluster, said, said, 0.0)
+        simulation.step(act(sight, drawn) if len(said) else {}, sight.observation)
+        reward = -len(sight.observation.jobs) / len(case.workload.jobs)
+        if len(said):
+            moments.append(Moment(sight.features, sight.cluster, said, drawn, reward))
+    return moments, None
 
 
-def improve(state: State, plan: Plan) -> float:
-    """One iteration. Returns the mean difference between the two runs of a pair, a measure of what noise does."""
-    rng = np.random.default_rng([plan.seed, state.iteration, 0xE5])
-    gradient, effect = np.zeros_like(state.first), 0.0
-    for pair in range(plan.pairs):
-        case = training_case(plan.seed * 100_000 % 900_000 + state.iteration * plan.pairs + pair)
-        noise = rng.standard_normal(len(gradient))
-        there = log_jct(moved(state.weights, plan.trained, plan.deviation * noise), case)
-        back = log_jct(moved(state.weights, plan.trained, -plan.deviation * noise), case)
-        gradient += np.clip(there - back, -0.2, 0.2) / (2 * plan.deviation) * noise / plan.pairs
-        effect += abs(there - back) / plan.pairs
-    state.iteration += 1
-    state.first = 0.9 * state.first + 0.1 * gradient
-    state.second = 0.99 * state.second + 0.01 * np.mean(gradient**2)
-    first = state.first / (1 - 0.9**state.iteration)
-    second = state.second / (1 - 0.99**state.iteration)
-    step = -plan.rate * first / (np.sqrt(second) + 1e-8)
-    state.weights = moved(state.weights, plan.trained, step)
-    return effect
+def _value(params: Parameters, moment: Moment) -> float:
+    with torch.no_grad():
+        return float(forward(params, moment.jobs, moment.cluster)[1])
 
 
-def validate(weights: Weights, plan: Plan, reference: Sequence[float] | None = None) -> list[float]:
-    """Log of completion times on the validation seeds, less those of `reference`."""
-    cases = [
-        suite_named(name).case(n, Split.VALIDATION)
-        for name in VALIDATION_SUITES
-        for n in range(plan.validation_cases)
-    ]
-    found = [log_jct(weights, case) for case in cases]
-    return found if reference is None else [a - b for a, b in zip(found, reference, strict=True)]
-
-
-def train(
-    plan: Plan,
-    folder: Path,
-    weights: Weights | None = None,
-    progress: Callable[[int, float, float | None], None] = lambda *_: None,
-) -> State:
-    """Train to the end of `plan`, going on from `folder` where that holds a state of the same plan.
-
-    `progress(iteration, effect, validation)` is called after each iteration. Writes `state.safetensors`.
-    """
-    path = folder / "state.safetensors"
-    state = load_state(path, asdict(plan)) if path.is_file() else None
-    state = state or start(plan, weights)
-    reference = validate(start(plan, weights).weights, plan)
-    while state.iteration < plan.iterations:
-        effect, score = improve(state, plan), None
-        if state.iteration % plan.validate_every == 0 or state.iteration == plan.iterations:
-            score = float(np.mean(validate(state.weights, plan, reference)))
-            if score < state.best_score:
-                state.best, state.best_score = dict(state.weights), score
-        save_state(path, state, asdict(plan))
-        progress(state.iteration, effect, score)
-    return state
+def _loss(params: Parameters, moment: Moment, gain: float, target: float, plan: RLPlan) -> torch.Tensor:
+    """Clipped policy loss, each job by itself, and the squared error of the value head."""
+    outputs, value = forward(params, moment.jobs, moment.cluster)
+    drawn, said = torch.from_numpy(moment.drawn), torch.from_numpy(moment.said)
+    off = ((drawn - said) ** 2 - (drawn - outputs) ** 2).sum(dim=1) / (2.0 * plan.deviation**2)
+    ratio = torch.exp(off.clamp(max=math.log(10.0)))
+    kept = torch.minimum(ratio * gain, ratio.clamp(1.0 - plan.clip, 1.0 + plan.clip) * gain)
+    judged = (value - target) ** 2 if plan.value_head else torch.zeros((), dtype=torch.float64)
+    return -kept.mean() + 0.5 * judged

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from dl2.scaling.agent.network import SHAPES
 
 if TYPE_CHECKING:
-    from dl2.learning.rl import State
+    from dl2.learning.evolution import State
 
 
 class OtherRun(ValueError):
@@ -35,7 +35,7 @@ def save_state(path: Path, state: State, plan: Mapping[str, Any]) -> None:
 
 def load_state(path: Path, plan: Mapping[str, Any]) -> State:
     """What `save_state` wrote. Raises OtherRun where the plan is not the same (more iterations are)."""
-    from dl2.learning.rl import State
+    from dl2.learning.evolution import State
 
     with safe_open(path, framework="numpy") as file:
         said = json.loads(file.metadata()["run"])

@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from dl2.learning.families import TRAINED_ON
 from dl2.learning.simulator import Settings
 from dl2.learning.workload import GPU, Recipe, Workload, draw
-from dl2.scaling.interface import Scale
 from dl2.scheduling.snapshot import Limits, Queue
 
 
@@ -52,12 +50,20 @@ class Case:
     seed: int
 
 
+_FAMILIES = ("table", "textbook", "physical", "smooth", "peaked")
 _BIG_NODE: Mapping[str, int] = {"cpu": 8000, GPU: 8}
 _TESTBED = Recipe(load=1.0)
 _CONTENDED = Recipe(
-    jobs=60, nodes=24, node=_BIG_NODE, gpus=(0, 4), load=1.5, families=("table", *TRAINED_ON),
-    minutes=900.0, tail=0.7, reference=Scale(1, 1),
+    jobs=60, nodes=24, node=_BIG_NODE, gpus=(0, 4), load=1.5, families=_FAMILIES,
+    minutes=900.0, tail=0.7,
 )  # fmt: skip
+
+
+# As in DL2's evaluation: jobs of 10 to 100 slots of 20 minutes, eight kinds, half of them with 4 GPUs a worker.
+_SLOTTED = Recipe(
+    jobs=60, nodes=24, node=_BIG_NODE, gpus=(0, 4), load=1.0, families=("jagged",), sizes=(200.0, 2000.0)
+)  # fmt: skip
+_SLOTTED_VARIANTS = (_SLOTTED, replace(_SLOTTED, nodes=96), replace(_SLOTTED, jobs=200, nodes=120, load=1.5))
 
 
 def _tenant(name: str, weight: int, least: int) -> Queue:
@@ -105,6 +111,21 @@ def _suites() -> dict[str, Suite]:
             "worker-only",
             "contended, jobs without servers",
             ((replace(_CONTENDED, worker_only=1.0), quiet),),
+        ),
+        Suite(
+            "slotted",
+            "surfaces as jagged as measured ones: 24 nodes, 96 with room, 120 contended, in turn",
+            tuple((recipe, quiet) for recipe in _SLOTTED_VARIANTS),
+        ),
+        Suite(
+            "slotted-unlabelled",
+            "the same without labels",
+            tuple((replace(recipe, unlabelled=1.0), quiet) for recipe in _SLOTTED_VARIANTS),
+        ),
+        Suite(
+            "slotted-alone",
+            "the same without servers",
+            tuple((replace(recipe, worker_only=1.0), quiet) for recipe in _SLOTTED_VARIANTS),
         ),
     )
     return {suite.name: suite for suite in suites}

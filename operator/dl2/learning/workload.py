@@ -46,16 +46,16 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What to draw. `load`: offered work at the reference scale as a part of the scarcest resource."""
+    """What to draw. `load`: offered work at 4 workers and 4 servers as a part of the scarcest resource."""
 
     jobs: int = 30
     nodes: int = 13
     node: Mapping[str, int] = field(default_factory=lambda: {"cpu": 8000, GPU: 2})
     load: float = 0.8
     arrivals: str = "poisson"  # or "bursts", "day"
-    minutes: float = 147.0  # mean size, as DL2's paper gives for its trace,
-    reference: Scale = _REFERENCE  # at this scale (or the nearest allowed)
+    minutes: float = 147.0  # mean size at that scale, as DL2's paper gives for its trace
     tail: float = 1.0  # sigma of the lognormal of sizes
+    sizes: tuple[float, float] | None = None  # minutes: evenly spread between these instead
     families: tuple[str, ...] = ("table",)  # "table": the models of `physics` as they stand
     labels: int = 8  # kinds of jobs
     unlabelled: float = 0.0  # part of the jobs that carry no label
@@ -81,6 +81,8 @@ def draw(recipe: Recipe, seed: int) -> Workload:
     nodes = nodes_of(recipe.nodes, recipe.node)
     of = rng.integers(len(kinds), size=recipe.jobs)
     minutes = recipe.minutes * np.exp(recipe.tail * rng.standard_normal(recipe.jobs) - recipe.tail**2 / 2)
+    if recipe.sizes is not None:
+        minutes = rng.uniform(*recipe.sizes, recipe.jobs)
     times = _arrivals(recipe, _span(recipe, [kinds[k] for k in of], minutes, nodes), rng)
     queues = sorted(queue.name for queue in recipe.queues) or ["default"]
     jobs = []
@@ -90,7 +92,7 @@ def draw(recipe: Recipe, seed: int) -> Workload:
         jobs.append(
             Job(
                 f"job-{n:04d}", float(at), kind.label if labelled else None,
-                float(max(1.0, kind.speed(_reference(recipe, kind)) * minutes[n] * 60.0)),
+                float(max(1.0, kind.speed(_reference(kind)) * minutes[n] * 60.0)),
                 queues[int(rng.integers(len(queues)))], 0, kind.worker, kind.server,
                 Scale(1, min(1, kind.maximum.servers)), kind.maximum, kind.speed,
             )
@@ -116,7 +118,7 @@ def _kind(recipe: Recipe, n: int, rng: np.random.Generator) -> _Kind:
     return _Kind(label, worker, {"cpu": 2000}, most, speed)
 
 
-def _reference(recipe: Recipe, kind: _Kind) -> Scale:
+def _reference(kind: _Kind) -> Scale:
     return Scale(min(_REFERENCE.workers, kind.maximum.workers), min(_REFERENCE.servers, kind.maximum.servers))
 
 
@@ -124,7 +126,7 @@ def _span(recipe: Recipe, kinds: Sequence[_Kind], minutes: np.ndarray, nodes: Se
     """Seconds over which the jobs arrive, so that the scarcest resource is asked for `load` times."""
     work: dict[str, float] = {}
     for kind, length in zip(kinds, minutes, strict=True):
-        scale = _reference(recipe, kind)
+        scale = _reference(kind)
         for requests, pods in ((kind.worker, scale.workers), (kind.server, scale.servers)):
             for name, amount in requests.items():
                 work[name] = work.get(name, 0.0) + amount * pods * length * 60.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -61,13 +61,14 @@ class Measured:
         distinct = {id(each): each.points for each in shapes.values()}
         points = np.unique(np.concatenate([*distinct.values(), np.zeros(1, np.int64)]))
         places = {key: np.searchsorted(points, at) for key, at in distinct.items()}
-        surfaces = self._surfaces.fit(self.history, sorted(set(kinds.values()), key=repr), points)
-        alike: dict[tuple[Hashable, int], Belief] = {}  # jobs of one kind and bounds share theirs
+        surfaces = self._surfaces.fit(self.history, sorted(set(kinds.values())), points)
+        alike: dict[tuple[int, int], Belief] = {}  # jobs of one surface and bounds share theirs
         found = {}
         for name, each in shapes.items():
-            key = (kinds[name], id(each))
+            surface = surfaces[kinds[name]]
+            key = (id(surface), id(each))
             if key not in alike:
-                mean, deviation, samples = surfaces[kinds[name]]
+                mean, deviation, samples = surface
                 at = places[id(each)]
                 alike[key] = Belief(each, np.exp(mean[at]), deviation[at], samples)
             found[name] = alike[key]

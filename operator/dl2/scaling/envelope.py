@@ -14,30 +14,26 @@ Concave values keep every job running. Ours; found by a study on measured speeds
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
-from dl2.scaling.beliefs import Belief, Known, Measured, Source, TrueSpeeds
-from dl2.scaling.bounds import in_order, remaining
-from dl2.scaling.interface import STOPPED, JobView, Observation, Scale
+from dl2.scaling.beliefs import Known, Measured, Source, TrueSpeeds
+from dl2.scaling.bounds import in_order
+from dl2.scaling.interface import STOPPED, Observation, Scale
 from dl2.scaling.lattice import Floats, Ints
 from dl2.scaling.room import Room
+from dl2.scaling.table import Table
 
 LENGTH, CONCAVITY = 0.25, 0.50
 _SHARPNESS = 6.0  # how much more a resource costs that is nearly used up
-
-
-class Steps(NamedTuple):
-    """A job's hull from nothing upwards: shape numbers, and value per cost of stepping there from the one before."""
-
-    shapes: list[int]
-    slopes: list[float]
+_WIDTH, _LEAST_WIDTH, _SAMPLES = 1.5, 0.3, 64.0  # deviations: at first, in the end, and samples to halve them
+_SCOUTS, _SCOUTING, _FOLLOWING = 4, 1.5, 0.2  # one in so many alike jobs is a scout; factors on the optimism
+_MOST_HOPE = 0.5  # log of the largest factor that optimism puts on a speed
 
 
 class Envelope:
-    """`optimism`: deviations added to the log of the believed speed where nothing was measured yet (capped).
+    """`optimism`: deviations added to the log of the believed speed where little was measured yet (capped).
 
     Exploration by optimism in the face of uncertainty (Auer et al., 2002); 0 turns it off.
     """
@@ -51,12 +47,11 @@ class Envelope:
     def allocate(self, observation: Observation) -> dict[str, Scale]:
         beliefs = self._source.beliefs(observation)
         room = Room(observation)
-        jobs = [job for job in in_order(observation.jobs) if job.id in beliefs and room.hosts(job)]
-        values = {
-            job.id: value_of(job, hopeful(beliefs[job.id], self._optimism), observation.interval)
-            for job in jobs
-        }
-        return spread_out(jobs, beliefs, values, observation)
+        table = Table(
+            [job for job in in_order(observation.jobs) if job.id in beliefs and room.hosts(job)], beliefs
+        )
+        speed = hopeful(table, np.full(len(table.jobs), self._optimism))
+        return spread_out(table, value_of(table, speed, observation.interval), room)
 
 
 class EnvelopeOracle(Envelope):
@@ -68,39 +63,40 @@ class EnvelopeOracle(Envelope):
         super().__init__(optimism=0.0, source=Known(speeds))
 
 
-def hopeful(belief: Belief, optimism: float = 1.0) -> Floats:
-    """Upper confidence bound of the speed: 1 deviation at first, 0.3 once the kind is well sampled, at most x 1.6."""
-    if optimism == 0.0:
-        return belief.speed
-    width = optimism * max(0.3, 1.0 / (1.0 + belief.samples / 16.0))
-    return np.asarray(belief.speed * np.exp(np.minimum(width * belief.deviation, 0.5)))
+def hopeful(table: Table, optimism: Floats) -> Floats:
+    """Upper confidence bound of the speeds (J, C), from each job's optimism (J,).
+
+    What one job of a kind measures all of them know, so a few of them explore and the others use what is known.
+    """
+    width = np.maximum(_LEAST_WIDTH, _WIDTH / (1.0 + table.samples / _SAMPLES))
+    width = optimism * width * np.where(table.rank % _SCOUTS == 0, _SCOUTING, _FOLLOWING)
+    return np.asarray(table.speed * np.exp(np.minimum(width[:, None] * table.deviation, _MOST_HOPE)))
 
 
 def value_of(
-    job: JobView, speed: Floats, interval: float, length: float = LENGTH, concavity: float = CONCAVITY
+    table: Table,
+    speed: Floats,
+    interval: float,
+    length: Floats | float = LENGTH,
+    concavity: Floats | float = CONCAVITY,
 ) -> Floats:
-    """The value of each shape, from speeds in epochs a second (C,). `length`, `concavity`: the two exponents."""
-    left = remaining(job)
-    pace = np.maximum(speed * max(interval, 1e-9), 1e-12) / left
+    """The value of each shape (J, C), from speeds in epochs a second. `length`, `concavity`: exponents, (J,)."""
+    pace = np.maximum(speed * max(interval, 1e-9), 1e-12) / table.left[:, None]
     served = np.where(pace <= 1.0, pace, 2.0 - 1.0 / np.maximum(pace, 1.0))
-    return np.asarray((1.0 / max(float(pace.max()), 1e-12)) ** length * served**concavity)
+    shortness = (1.0 / pace.max(axis=1, initial=1e-12)) ** length
+    return np.asarray(shortness[:, None] * served ** np.reshape(concavity, (-1, 1)))
 
 
-def spread_out(
-    jobs: Sequence[JobView],
-    beliefs: Mapping[str, Belief],
-    values: Mapping[str, Floats],
-    observation: Observation,
-) -> dict[str, Scale]:
+def spread_out(table: Table, values: Floats, room: Room) -> dict[str, Scale]:
     """Hand out shapes by hull slope. Twice: the second time costs count by how scarce the first found them."""
     weights: list[float] | None = None
-    answer: dict[str, Scale] = {}
+    held: list[Scale] = []
     for last in (False, True):
-        room = Room(observation)
+        room.clear()
         prices = room.prices()
         if weights is not None:
             prices = [price * weight for price, weight in zip(prices, weights, strict=True)]
-        answer = _walk(jobs, beliefs, values, room, prices, fill=last)
+        held = _Walk(table, values, room, prices).held(fill=last)
         used = [
             1.0 - left / has if has else 0.0 for left, has in zip(room.cluster, room.capacity, strict=True)
         ]
@@ -108,108 +104,91 @@ def spread_out(
         if peak <= 0.0:
             break
         weights = [max((part / peak) ** _SHARPNESS, 1e-3) for part in used]
-    return answer
+    return {job.id: scale for job, scale in zip(table.jobs, held, strict=True) if scale.workers}
 
 
-def _walk(
-    jobs: Sequence[JobView],
-    beliefs: Mapping[str, Belief],
-    values: Mapping[str, Floats],
-    room: Room,
-    prices: Sequence[float],
-    *,
-    fill: bool,
-) -> dict[str, Scale]:
-    """One greedy over all hulls. `fill`: whose next step does not fit gets the best shape that does."""
-    costs = Costs(room, prices)
-    hulls = [hull(values[job.id], *costs.of(job, beliefs[job.id])) for job in jobs]
-    at = [0] * len(jobs)  # steps taken
-    heap = [(-steps.slopes[0], i) for i, steps in enumerate(hulls) if steps.shapes]
-    heapq.heapify(heap)
-    held = [STOPPED] * len(jobs)
-    blocked = []
-    while heap:
-        _, i = heapq.heappop(heap)
-        steps, shapes = hulls[i], beliefs[jobs[i].id].shapes
-        if _move(jobs[i], held, i, shapes.scale(steps.shapes[at[i]]), room):
-            at[i] += 1
-            if at[i] < len(steps.shapes):
-                heapq.heappush(heap, (-steps.slopes[at[i]], i))
-        else:
-            blocked.append(i)
-    for i in blocked if fill else ():
-        _squeeze(jobs[i], held, i, beliefs[jobs[i].id], values[jobs[i].id], room)
-    return {job.id: scale for job, scale in zip(jobs, held, strict=True) if scale.workers}
+class _Walk:
+    """One greedy over all hulls."""
+
+    def __init__(self, table: Table, values: Floats, room: Room, prices: Sequence[float]) -> None:
+        self._table, self._values, self._room = table, values, room
+        self._pods = [room.vectors(job) for job in table.jobs]
+        self._held = [STOPPED] * len(table.jobs)
+        # Costs are made positive, so that free pods sort too; padding costs more than there is.
+        each = np.array(self._pods, dtype=float).reshape(len(table.jobs), 2, len(prices))
+        worker, server = (each @ np.array(prices, dtype=float) + 1e-12).T
+        cost = table.workers * worker[:, None] + table.servers * server[:, None]
+        self._cost = np.where(table.workers > 0, cost, np.inf)
+
+    def held(self, *, fill: bool) -> list[Scale]:
+        """What each job gets. `fill`: whose next step does not fit gets the best shape that does."""
+        shapes, slopes = hulls(self._values, self._cost)
+        heap = [(-line[0], i, 0) for i, line in enumerate(slopes) if line]
+        heapq.heapify(heap)
+        blocked = []
+        while heap:
+            _, i, at = heapq.heappop(heap)
+            if not self._move(i, self._table.scale(i, shapes[i][at])):
+                blocked.append(i)
+            elif at + 1 < len(shapes[i]):
+                heapq.heappush(heap, (-slopes[i][at + 1], i, at + 1))
+        for i in blocked if fill else ():
+            self._squeeze(i)
+        return self._held
+
+    def _move(self, i: int, to: Scale) -> bool:
+        (worker, server), job = self._pods[i], self._table.jobs[i]
+        more, further = to.workers - self._held[i].workers, to.servers - self._held[i].servers
+        change = [w * more + s * further for w, s in zip(worker, server, strict=True)]
+        if not self._room.fits(job, change):
+            return False
+        self._room.take(job, change)
+        self._held[i] = to
+        return True
+
+    def _squeeze(self, i: int) -> None:
+        """The next hull point did not fit: take the most valuable shape that does, and that cannot be had now."""
+        table, now = self._table, self._held[i]
+        more, further = table.workers[i] - now.workers, table.servers[i] - now.servers
+        possible = table.workers[i] > 0
+        limits = self._room.limits(table.jobs[i])
+        for worker, server, limit in zip(*self._pods[i], limits, strict=True):
+            if worker or server:
+                change = more * worker + further * server
+                possible = possible & ((change <= limit) | (change <= 0))
+        if possible.any():
+            best = int(np.argmax(np.where(possible, self._values[i], -np.inf)))
+            if self._values[i, best] > self._worth(i, now):
+                self._move(i, table.scale(i, best))
+
+    def _worth(self, i: int, scale: Scale) -> float:
+        """Value at exactly `scale`; 0 for a stopped job."""
+        if not scale.workers:
+            return 0.0
+        same = (self._table.workers[i] == scale.workers) & (self._table.servers[i] == scale.servers)
+        return float(self._values[i, int(np.argmax(same))])
 
 
-def _move(job: JobView, held: list[Scale], i: int, to: Scale, room: Room) -> bool:
-    change = room.amounts(job, Scale(to.workers - held[i].workers, to.servers - held[i].servers))
-    if not room.fits(job, change):
-        return False
-    room.take(job, change)
-    held[i] = to
-    return True
+def hulls(value: Floats, cost: Floats) -> tuple[list[list[int]], list[list[float]]]:
+    """Of each row the upper concave hull of value over cost (J, C), from (0, 0) on: shape numbers, and slopes.
 
-
-def _squeeze(job: JobView, held: list[Scale], i: int, belief: Belief, value: Floats, room: Room) -> None:
-    """The next hull point did not fit: take the most valuable shape that does."""
-    worker, server = (np.array(vector) for vector in room.vectors(job))
-    now = held[i]
-    more = np.outer(belief.shapes.workers - now.workers, worker) + np.outer(
-        belief.shapes.servers - now.servers, server
-    )
-    limits = np.array(room.limits(job))
-    possible = ((more <= limits) | (more <= 0)).all(axis=1)
-    if not possible.any():
-        return
-    best = int(np.argmax(np.where(possible, value, -np.inf)))
-    held_value = belief_value(belief, value, now)
-    if value[best] > held_value:
-        _move(job, held, i, belief.shapes.scale(best), room)
-
-
-def belief_value(belief: Belief, value: Floats, scale: Scale) -> float:
-    """Value at exactly `scale`; 0 for a stopped job."""
-    if not scale.workers:
-        return 0.0
-    same = (belief.shapes.workers == scale.workers) & (belief.shapes.servers == scale.servers)
-    return float(value[int(np.argmax(same))])
-
-
-def hull(value: Floats, order: Ints, cost: Floats) -> Steps:
-    """Upper concave hull of value over cost, from (0, 0) on. `order`: the shapes by cost, all above 0."""
-    ranked = value[order]
-    rises = np.empty(len(ranked), dtype=bool)
-    rises[0] = True
-    np.greater(ranked[1:], np.maximum.accumulate(ranked)[:-1], out=rises[1:])
-    front = order[rises]
-    xs, ys = [0.0], [0.0]
-    chosen: list[int] = []
-    for i, x, y in zip(front.tolist(), cost[front].tolist(), value[front].tolist(), strict=True):
-        while chosen and (y - ys[-2]) * (xs[-1] - xs[-2]) >= (ys[-1] - ys[-2]) * (x - xs[-2]):
-            del chosen[-1], xs[-1], ys[-1]
-        chosen.append(i)
-        xs.append(x)
-        ys.append(y)
-    slopes = [(y1 - y0) / (x1 - x0) for x0, x1, y0, y1 in zip(xs, xs[1:], ys, ys[1:], strict=False)]
-    return Steps(chosen, slopes)
-
-
-class Costs:
-    """Costs of shapes at given prices, and the shapes in their order: alike jobs share them."""
-
-    def __init__(self, room: Room, prices: Sequence[float]) -> None:
-        self._room, self._prices = room, prices
-        self._known: dict[tuple[int, float, float], tuple[Ints, Floats]] = {}
-
-    def of(self, job: JobView, belief: Belief) -> tuple[Ints, Floats]:
-        """(order, cost) over the job's shapes. Costs are made positive, so that free pods sort too."""
-        worker, server = (
-            sum(amount * price for amount, price in zip(vector, self._prices, strict=True)) + 1e-12
-            for vector in self._room.vectors(job)
-        )
-        key = (id(belief.shapes), worker, server)
-        if key not in self._known:
-            cost = belief.shapes.workers * worker + belief.shapes.servers * server
-            self._known[key] = (np.argsort(cost, kind="stable"), cost)
-        return self._known[key]
+    Always on to the shape in whose direction it is steepest (gift wrapping; Jarvis, 1973), for all rows at once.
+    """
+    shapes: list[list[int]] = [[] for _ in value]
+    slopes: list[list[float]] = [[] for _ in value]
+    rows: Ints = np.arange(len(value))
+    x = y = np.zeros(len(value))
+    while len(rows) and value.shape[1]:
+        run = cost - x[:, None]
+        slope = np.divide(value - y[:, None], run, out=np.zeros_like(value), where=run > 0.0)
+        best = slope.argmax(axis=1)
+        at = np.arange(len(rows))
+        on = slope[at, best] > 0.0
+        for row, shape, steep in zip(
+            rows[on].tolist(), best[on].tolist(), slope[at, best][on].tolist(), strict=True
+        ):
+            shapes[row].append(shape)
+            slopes[row].append(steep)
+        x, y = cost[at, best][on], value[at, best][on]
+        rows, value, cost = rows[on], value[on], cost[on]
+    return shapes, slopes

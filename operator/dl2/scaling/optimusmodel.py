@@ -10,13 +10,11 @@ paper's offline trial runs are replaced by a weak prior of the same form around 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-
 import numpy as np
 
 from dl2.scaling.beliefs import Belief
 from dl2.scaling.bounds import choices
-from dl2.scaling.history import History, Kind, kind_of
+from dl2.scaling.history import History, Kind, Name, kind_of
 from dl2.scaling.interface import Observation
 from dl2.scaling.lattice import Floats, Ints, shapes_between
 
@@ -31,7 +29,7 @@ class OptimusModels:
 
     def __init__(self) -> None:
         self._history = History()
-        self._known: dict[Hashable, tuple[int, Floats]] = {}
+        self._known: dict[Name, tuple[int, Floats]] = {}
 
     def beliefs(self, observation: Observation) -> dict[str, Belief]:
         self._history.take_in(observation)
@@ -47,11 +45,11 @@ class OptimusModels:
                 kind = kind_of(job)
                 theta = fitted.get(kind, level * _PRIOR)
                 speed = 1.0 / np.maximum(_terms(shapes.workers, shapes.servers) @ theta, 1e-12)
-                samples = sum(cell.weight for cell in kinds[kind].cells.values())
+                samples = kinds[kind].samples
                 found[job.id] = Belief(shapes, speed, np.zeros(len(speed)), samples)
         return found
 
-    def _fitted(self, name: Hashable, kind: Kind) -> Floats:
+    def _fitted(self, name: Name, kind: Kind) -> Floats:
         known = self._known.get(name)
         if known is None or known[0] != kind.version:
             known = self._known[name] = (kind.version, fit(kind))

@@ -14,6 +14,7 @@ class Room:
     """
 
     def __init__(self, observation: Observation) -> None:
+        self._observation = observation
         jobs = observation.jobs
         self.resources = sorted(
             {name for job in jobs for name in (*job.worker_requests, *job.server_requests)}
@@ -21,15 +22,19 @@ class Room:
         self.capacity = [
             sum(max(0, node.free.get(name, 0)) for node in observation.nodes) for name in self.resources
         ]
-        self.cluster = list(self.capacity)
-        self._budgets = {
-            queue: [budget.get(name) for name in self.resources]
-            for queue, budget in observation.budgets.items()
-        }
         frees = {tuple(max(0, node.free.get(n, 0)) for n in self.resources) for node in observation.nodes}
         self._frees = sorted(frees)
         self._fits: dict[tuple[int, ...], bool] = {}
         self._vectors: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Take everything back."""
+        self.cluster = list(self.capacity)
+        self._budgets = {
+            queue: [budget.get(name) for name in self.resources]
+            for queue, budget in self._observation.budgets.items()
+        }
 
     def vectors(self, job: JobView) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Requests of one worker and of one server over `resources`."""
@@ -47,8 +52,9 @@ class Room:
         return [w * scale.workers + s * scale.servers for w, s in zip(worker, server, strict=True)]
 
     def fits(self, job: JobView, amounts: Sequence[int]) -> bool:
-        if any(more > left for more, left in zip(amounts, self.cluster, strict=True) if more > 0):
-            return False
+        for more, left in zip(amounts, self.cluster, strict=True):
+            if more > 0 and more > left:
+                return False
         budget = self._budgets.get(job.queue)
         return budget is None or not any(
             left is not None and more > left for more, left in zip(amounts, budget, strict=True) if more > 0

@@ -10,14 +10,15 @@ not even monotone in workers or servers.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-from dl2.scaling.history import History, Kind
+from dl2.scaling.history import History, Kind, Name
 from dl2.scaling.interface import Scale
+from dl2.scaling.kinship import Kinship
 from dl2.scaling.lattice import Floats, Ints, coordinates, nearest
 
 # Standard deviations (of the natural log of the speed) and length scales (in doublings).
@@ -28,7 +29,7 @@ BUMP, BUMP_LENGTH = 0.40, 1.9
 SLOPES, SLOPE = (0.30, 0.10), 0.25  # prior means and deviation of the shared trend per doubling
 NOISE, NOISE_STRENGTH = 0.05, 8.0  # prior noise of one sample, and how many samples that belief weighs
 MOST_POINTS = 48  # shapes of one kind that are conditioned on: those with most samples
-_DEEPEST = 2.5  # speeds more than e^-2.5 below a kind's median are taken for stalls and clipped
+_STALL, _STALL_DEVIATIONS = 0.5, 3.0  # so far below what the other shapes say (log, deviations): a stall
 
 
 class Surface(NamedTuple):
@@ -47,42 +48,46 @@ class _Points(NamedTuple):
     noise: Floats  # variance of that mean (n,)
     precision: Floats  # (F, F)
     pull: Floats  # (F,)
+    stalls: Ints  # lattice points (m,) that hardly train and say nothing of their neighbours
+    stalled: Floats  # mean log speed there (m,)
 
 
 class Surfaces:
     """Fitted surfaces by kind. What depends on one kind's samples alone is kept until it has new ones."""
 
     def __init__(self) -> None:
-        self._tables: dict[Hashable, tuple[tuple[int, float], _Points]] = {}
+        self._kinship = Kinship()
+        self._tables: dict[int, tuple[Kind, int, float, _Points]] = {}
 
-    def fit(self, history: History, wanted: Sequence[Hashable], points: Ints) -> dict[Hashable, Surface]:
+    def fit(self, history: History, wanted: Sequence[Name], points: Ints) -> dict[Name, Surface]:
         """The surface of each wanted kind at the lattice `points` (P,), given everything in `history`."""
-        measured = {name: kind for name, kind in history.kinds.items() if kind.cells}
-        noise = _noise(measured)
-        tables = {}
-        for name, kind in measured.items():
-            known = self._tables.get(name)
-            if known is None or known[0] != (kind.version, noise):
-                known = ((kind.version, noise), _table(kind, noise))
-            tables[name] = known
-        self._tables = tables
-        shared = _Shared([table for _, table in tables.values()])
+        noise = _noise([kind for kind in history.kinds.values() if kind.cells])
+        before, self._tables = self._tables, {}
+
+        def table(kind: Kind) -> _Points:
+            known = self._tables.get(id(kind)) or before.get(id(kind))
+            if known is None or known[1:3] != (kind.version, noise):
+                known = (kind, kind.version, noise, _table(kind, noise))
+            self._tables[id(kind)] = known
+            return known[3]
+
+        pools = self._kinship.pools(history.kinds, lambda a, b: _evidence(table(a), table(b)))
+        tables = {leader: table(pool) for leader, pool in pools.items()}
+        shared = _Shared(list(tables.values()))
+        unknown = Surface(shared.mean[points] + shared.level, np.sqrt(shared.prior[points]), 0.0)
         found = {}
-        for name in dict.fromkeys(wanted):
+        for name in dict.fromkeys(self._kinship.leader(name) for name in wanted):
             if name in tables:
-                samples = sum(cell.weight for cell in measured[name].cells.values())
-                found[name] = _condition(tables[name][1], samples, shared, points)
-            else:
-                found[name] = Surface(shared.mean[points] + shared.level, np.sqrt(shared.prior[points]), 0.0)
-        return found
+                found[name] = _condition(tables[name], pools[name].samples, shared, points)
+        return {name: found.get(self._kinship.leader(name), unknown) for name in wanted}
 
 
-def _noise(measured: dict[Hashable, Kind]) -> float:
+def _noise(measured: Sequence[Kind]) -> float:
     """Variance of one sample, from repeated measurements of the same shapes and a prior.
 
     In steps of about 20 %, so that a fit stays valid for a while.
     """
-    cells = [cell for kind in measured.values() for cell in kind.cells.values()]
+    cells = [cell for kind in measured for cell in kind.cells.values()]
     squares = sum(cell.squares for cell in cells)
     freedom = sum(max(0.0, cell.weight - 1.0) for cell in cells)
     variance = (NOISE_STRENGTH * NOISE**2 + squares) / (NOISE_STRENGTH + freedom)
@@ -94,8 +99,10 @@ def _table(kind: Kind, noise: float) -> _Points:
     scales: list[Scale] = [scale for scale, _ in cells]
     points = nearest(np.array([s.workers for s in scales]), np.array([s.servers for s in scales]))
     values = np.array([cell.mean for _, cell in cells])
-    values = np.maximum(values, np.median(values) - _DEEPEST)
     spread = noise / np.array([cell.weight for _, cell in cells])
+    fair = _fair(points, values, spread)
+    stalls, stalled = points[~fair], values[~fair]
+    points, values, spread = points[fair], values[fair], spread[fair]
     # What a kind's own parts may do is noise to the shared one, and its points tell of one kind only.
     weight = min(1.0, 6.0 / len(points)) / (spread + SMOOTH**2 + ROUGH**2)
     centre = weight / weight.sum()  # the level is integrated out
@@ -103,7 +110,59 @@ def _table(kind: Kind, noise: float) -> _Points:
     x = x - centre @ x
     y = values - centre @ values
     weighted = (x * weight[:, None]).T
-    return _Points(points, values, spread, weighted @ x, weighted @ y)
+    return _Points(points, values, spread, weighted @ x, weighted @ y, stalls, stalled)
+
+
+def _fair(points: Ints, values: Floats, noise: Floats) -> Ints:
+    """Which measured shapes are no stalls (n,): the worst is taken out until each fits what the others say of it.
+
+    Leave-one-out residuals of the prior process (Rasmussen and Williams, section 5.4.2).
+    """
+    expected, covariance = _trend(points), _prior(points, points) + np.diag(noise)
+    fair = np.ones(len(points), dtype=bool)
+    while fair.sum() > 1:
+        inverse = np.linalg.inv(covariance[np.ix_(fair, fair)])
+        variance = 1.0 / inverse.diagonal()
+        centre = values[fair] - expected[fair]
+        off = (inverse @ (centre - np.median(centre))) * variance
+        excess = off + np.maximum(_STALL, _STALL_DEVIATIONS * np.sqrt(variance))
+        worst = int(np.argmin(excess))
+        if excess[worst] >= 0.0:
+            break
+        fair[np.flatnonzero(fair)[worst]] = False
+    return fair
+
+
+def _evidence(one: _Points, other: _Points) -> float:
+    """Log of p(both | one surface) / p(both | two surfaces)."""
+    few, many = sorted((one, other), key=lambda table: len(table.points))
+    if not len(few.points):
+        return 0.0
+    off, known = few.values - _trend(few.points), many.values - _trend(many.points)
+    across = _prior(few.points, many.points)
+    alone = _prior(few.points, few.points) + np.diag(few.noise)
+    gain = across @ np.linalg.inv(_prior(many.points, many.points) + np.diag(many.noise))
+    level = float(known.mean())
+    return _log_density(off - level - gain @ (known - level), alone - gain @ across.T) - _log_density(
+        off - level, alone
+    )
+
+
+def _log_density(off: Floats, covariance: Floats) -> float:
+    """Of a centred normal, less the constant."""
+    return float(-0.5 * (off @ np.linalg.solve(covariance, off) + np.linalg.slogdet(covariance)[1]))
+
+
+def _trend(points: Ints) -> Floats:
+    """Expected log speed before anything was measured, without its level."""
+    return np.asarray(_features()[points, :2] @ SLOPES)
+
+
+def _prior(rows: Ints, columns: Ints) -> Floats:
+    """(rows, columns): covariance of one kind's log speed before anything was measured."""
+    features = _features()
+    shared = (features[rows] / _trust()) @ features[columns].T
+    return np.asarray(_own_kernel()[np.ix_(rows, columns)] + shared + LEVEL**2)
 
 
 @lru_cache(maxsize=1)
@@ -125,13 +184,20 @@ def _features() -> Floats:
     return np.concatenate([x, bumps], axis=1)
 
 
+@lru_cache(maxsize=1)
+def _trust() -> Floats:
+    """(F,): prior precision of the coefficients of the shared part."""
+    trust = np.full(_features().shape[1], BUMP**-2)
+    trust[:2] = SLOPE**-2
+    return trust
+
+
 class _Shared:
     """Posterior of the part that all kinds share, from all kinds' points at once."""
 
     def __init__(self, tables: Sequence[_Points]) -> None:
         features = _features()
-        trust = np.full(features.shape[1], BUMP**-2)
-        trust[:2] = SLOPE**-2
+        trust = _trust()
         precision: Floats = np.diag(trust)
         pull: Floats = np.zeros_like(trust)
         pull[:2] = trust[:2] * SLOPES
@@ -157,4 +223,6 @@ def _condition(table: _Points, samples: float, shared: _Shared, points: Ints) ->
     residual = inverse @ (table.values - shared.mean[at] - shared.level)
     variance = shared.prior[points] - (solved**2).sum(axis=0)
     mean = shared.mean[points] + shared.level + solved.T @ residual
+    for stall, value in zip(table.stalls, table.stalled, strict=True):
+        mean[points == stall], variance[points == stall] = value, 0.0
     return Surface(mean, np.sqrt(np.maximum(variance, 1e-8)), samples)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dl2.learning.curriculum import training_case
-from dl2.learning.families import TRAINED_ON
+from dl2.learning.families import FAMILIES, TRAINED_ON
 from dl2.learning.suites import SEEDS, SUITES, Split, suite_named
 from dl2.learning.traces import COLUMNS, TraceError, read_trace, write_trace
 from dl2.learning.workload import Recipe, draw
@@ -72,6 +72,24 @@ def test_sizes_have_a_heavy_tail_and_the_mean_that_was_asked_for() -> None:
     minutes = np.array([job.epochs / job.speed(Scale(4, 4)) / 60 for job in jobs])
     assert minutes.mean() == pytest.approx(147.0, rel=0.15)
     assert np.percentile(minutes, 99) > 5 * np.median(minutes)
+
+
+def test_slotted_jobs_last_ten_to_a_hundred_slots() -> None:
+    jobs = suite_named("slotted").case(0).workload.jobs
+    slots = np.array([job.epochs / job.speed(Scale(4, 4)) / 1200 for job in jobs])
+    assert slots.min() >= 10
+    assert slots.max() <= 100
+    assert slots.std() > 15
+
+
+@pytest.mark.parametrize("most", [Scale(16, 16), Scale(16, 0)])
+def test_jagged_speeds_are_positive_and_not_monotone(most: Scale) -> None:
+    for seed in range(20):
+        speed = FAMILIES["jagged"](np.random.default_rng(seed), most)
+        by_workers = np.array([speed(Scale(w, min(4, most.servers))) for w in range(17)])
+        assert by_workers[0] == 0.0
+        assert (by_workers[1:] > 0).all()
+        assert (np.diff(by_workers[1:]) < 0).any()
 
 
 @pytest.mark.parametrize("name", SUITES)

@@ -76,11 +76,14 @@ def test_a_sample_is_taken_in_once() -> None:
     assert sum(cell.weight for cell in kind.cells.values()) == len(MANY)
 
 
-def test_a_stall_does_not_spoil_the_surface() -> None:
-    stalled = sampled("a", "m", MANY)
-    stall = SpeedSample(Scale(6, 6), 1e-12, 9000.0)
-    belief = Measured().beliefs(seen(replace(stalled, samples=(*stalled.samples, stall))))["a"]
-    assert belief.at(Scale(4, 4)) == pytest.approx(truth(Scale(4, 4)), rel=0.35)
+@pytest.mark.parametrize("measured", [MANY, [Scale(2, 2), Scale(4, 4)], [Scale(4, 4)]])
+def test_a_stall_is_believed_where_it_was_and_nowhere_else(measured: list[Scale]) -> None:
+    fine = sampled("a", "m", measured)
+    stall = SpeedSample(Scale(6, 6), 1e-5, 9000.0)
+    belief = Measured().beliefs(seen(replace(fine, samples=(*fine.samples, stall))))["a"]
+    assert belief.at(Scale(4, 4)) == pytest.approx(truth(Scale(4, 4)), rel=0.1)
+    assert belief.at(Scale(7, 7)) > 0.5 * belief.at(Scale(4, 4))
+    assert belief.at(Scale(6, 6)) == pytest.approx(1e-5, rel=0.1)
 
 
 def test_nothing_measured_is_still_finite() -> None:

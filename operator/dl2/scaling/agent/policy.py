@@ -16,20 +16,21 @@ import numpy as np
 from dl2.scaling.agent.features import features
 from dl2.scaling.agent.meters import PauseMeter
 from dl2.scaling.agent.network import Preference, Weights, forward, preference
-from dl2.scaling.beliefs import Belief, Blinkers, Measured, Source
+from dl2.scaling.beliefs import Blinkers, Measured, Source
 from dl2.scaling.bounds import in_order
 from dl2.scaling.envelope import CONCAVITY, LENGTH, hopeful, spread_out, value_of
-from dl2.scaling.interface import JobView, Observation, Scale
+from dl2.scaling.interface import Observation, Scale
 from dl2.scaling.lattice import Floats
 from dl2.scaling.room import Room
+from dl2.scaling.table import Table
 
 
 class Sight(NamedTuple):
     """An observation as the network takes it."""
 
     observation: Observation
-    jobs: list[JobView]  # that can run at all, in their order
-    beliefs: dict[str, Belief]
+    room: Room
+    table: Table  # of the jobs that can run at all, in their order
     features: Floats  # (J, FEATURES)
     cluster: Floats  # (CLUSTER,)
     pause: float  # seconds a resize costs
@@ -47,7 +48,8 @@ class Memory:
         self._pauses.take_in(observation)
         room, pause = Room(observation), self._pauses.seconds
         jobs = [job for job in in_order(observation.jobs) if job.id in beliefs and room.hosts(job)]
-        return Sight(observation, jobs, beliefs, *features(jobs, beliefs, observation, room, pause), pause)
+        table = Table(jobs, beliefs)
+        return Sight(observation, room, table, *features(table, observation, room, pause), pause)
 
 
 class Agent:
@@ -72,7 +74,7 @@ class Agent:
 
     def allocate(self, observation: Observation) -> dict[str, Scale]:
         sight = self._memory.look(observation)
-        if not sight.jobs:
+        if not sight.table.jobs:
             return {}
         outputs = forward(self.weights, sight.features, sight.cluster)
         if not np.isfinite(outputs).all():
@@ -86,30 +88,17 @@ def act(sight: Sight, outputs: Floats, *, exploration: bool = True) -> dict[str,
     wish = preference(outputs)
     if not exploration:
         wish = wish._replace(optimism=np.full(len(outputs), -np.inf))
-    values = bent_values(sight.jobs, sight.beliefs, wish, sight.observation.interval, sight.pause)
-    return spread_out(sight.jobs, sight.beliefs, values, sight.observation)
+    return spread_out(sight.table, bent_values(sight, wish), sight.room)
 
 
-def bent_values(
-    jobs: list[JobView],
-    beliefs: dict[str, Belief],
-    wish: Preference,
-    interval: float,
-    pause: float,
-) -> dict[str, Floats]:
-    """Values (C,) by job. Moving loses the measured pause, spread over the intervals a shape is kept, and inertia."""
-    values = {}
-    for n, job in enumerate(jobs):
-        belief = beliefs[job.id]
-        speed = hopeful(belief, float(np.exp(wish.optimism[n])))
-        length = LENGTH + float(wish.length[n])
-        concavity = min(CONCAVITY * float(np.exp(wish.concavity[n])), 1.0)
-        value = value_of(job, speed, interval, length, concavity) * float(np.exp(wish.weight[n]))
-        if job.current.workers:
-            moved = (belief.shapes.workers != job.current.workers) | (
-                belief.shapes.servers != job.current.servers
-            )
-            lost = min(0.5 * pause / max(interval, 1e-9), 0.5) + float(wish.inertia[n])
-            value = np.where(moved, value * (1.0 - lost), value)
-        values[job.id] = value
-    return values
+def bent_values(sight: Sight, wish: Preference) -> Floats:
+    """(J, C). Moving loses the measured pause, spread over the intervals a shape is kept, and inertia."""
+    table, interval = sight.table, sight.observation.interval
+    speed = hopeful(table, np.exp(wish.optimism))
+    concavity = np.minimum(CONCAVITY * np.exp(wish.concavity), 1.0)
+    value = value_of(table, speed, interval, LENGTH + wish.length, concavity)
+    value *= np.exp(wish.weight)[:, None]
+    current = np.array([job.current for job in table.jobs]).reshape(-1, 2)
+    moved = (table.workers != current[:, :1]) | (table.servers != current[:, 1:])
+    lost = min(0.5 * sight.pause / max(interval, 1e-9), 0.5) + wish.inertia
+    return np.asarray(np.where(moved & (current[:, :1] > 0), value * (1.0 - lost[:, None]), value))

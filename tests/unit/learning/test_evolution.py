@@ -1,7 +1,8 @@
-"""Training: deterministic and resumable."""
+"""Evolution strategies: deterministic and resumable."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from dl2.cli import train as train_command
-from dl2.learning import rl
+from dl2.learning import evolution, validation
 from dl2.learning.curriculum import training_case
-from dl2.learning.rl import Plan, flatten, improve, moved, start, train
+from dl2.learning.evolution import Plan, flatten, improve, moved, start, train
 from dl2.learning.state import OtherRun, load_state
 from dl2.learning.suites import SEEDS, Case, Split
 from dl2.scaling.agent.checkpoint import read, save
@@ -32,12 +33,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ran.append(case.name)
         return replace(case, workload=replace(case.workload, jobs=case.workload.jobs[:4]))
 
-    def validate(weights: dict[str, Floats], plan: Plan, reference: list[float] | None = None) -> list[float]:
-        found = [rl.log_jct(weights, few(500_000))]
+    def validate(weights: dict[str, Floats], cases: int, reference: list[float] | None = None) -> list[float]:
+        found = [validation.log_jct(weights, few(500_000))]
         return found if reference is None else [found[0] - reference[0]]
 
-    monkeypatch.setattr(rl, "training_case", few)
-    monkeypatch.setattr(rl, "validate", validate)
+    monkeypatch.setattr(evolution, "training_case", few)
+    monkeypatch.setattr(evolution, "validate", validate)
     return ran
 
 
@@ -67,8 +68,8 @@ def test_a_killed_run_goes_on_as_if_it_never_stopped(quick: list[str], tmp_path:
 
 def test_a_step_goes_against_what_made_jobs_slower(monkeypatch: pytest.MonkeyPatch) -> None:
     """With completion times that rise with one bias alone, that bias falls and no other moves much."""
-    monkeypatch.setattr(rl, "log_jct", lambda weights, case: 0.1 * weights["head2.bias"][1])
-    monkeypatch.setattr(rl, "training_case", lambda n: None)
+    monkeypatch.setattr(evolution, "log_jct", lambda weights, case: 0.1 * weights["head2.bias"][1])
+    monkeypatch.setattr(evolution, "training_case", lambda n: None)
     plan = Plan(pairs=64, trained=("head2.bias",))
     state = start(plan)
     for _ in range(5):
@@ -89,7 +90,7 @@ def test_the_command_writes_a_checkpoint_and_a_curve(quick: list[str], tmp_path:
     save(begin, initial(9), {})
     found = CliRunner().invoke(
         train_command.app,
-        ["rl", "--run", str(folder), "--from", str(begin), "--iterations", "1", "--pairs", "1"],
+        ["evolve", "--run", str(folder), "--from", str(begin), "--iterations", "1", "--pairs", "1"],
     )
     assert found.exit_code == 0, found.output
     weights, header = read(folder / "dl2.safetensors")
@@ -100,6 +101,16 @@ def test_the_command_writes_a_checkpoint_and_a_curve(quick: list[str], tmp_path:
 
 
 def test_training_from_what_is_no_checkpoint_says_so(tmp_path: Path) -> None:
-    found = CliRunner().invoke(train_command.app, ["rl", "--from", str(tmp_path / "none.safetensors")])
+    found = CliRunner().invoke(train_command.app, ["evolve", "--from", str(tmp_path / "none.safetensors")])
     assert found.exit_code == 2
     assert "no such file" in found.output
+
+
+def test_without_torch_the_commands_that_need_it_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "dl2.learning.imitation", raising=False)
+    monkeypatch.delitem(sys.modules, "dl2.learning.actor", raising=False)
+    monkeypatch.delattr("dl2.learning.imitation", raising=False)
+    found = CliRunner().invoke(train_command.app, ["imitate"])
+    assert found.exit_code == 2
+    assert "dl2[learning]" in found.output

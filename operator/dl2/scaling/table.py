@@ -1,0 +1,62 @@
+"""Jobs side by side with what is believed of each, as arrays: what all jobs have in common is worked out at once.
+
+Rows are jobs in their order, columns their shapes; rows of fewer shapes are padded with shapes of no speed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dl2.scaling.beliefs import Belief
+from dl2.scaling.bounds import remaining
+from dl2.scaling.interface import JobView, Scale
+from dl2.scaling.lattice import Floats, Ints
+
+
+class Table:
+    """`workers`, `servers`, `speed` (epochs a second), `deviation` (of its log): (J, C). `samples`, `left`: (J,)."""
+
+    def __init__(self, jobs: Sequence[JobView], beliefs: Mapping[str, Belief]) -> None:
+        self.jobs = list(jobs)
+        mine = [beliefs[job.id] for job in jobs]
+        distinct = list({id(belief): belief for belief in mine}.values())
+        row = {id(belief): n for n, belief in enumerate(distinct)}
+        rows = np.array([row[id(belief)] for belief in mine], dtype=np.int64)
+        columns = max((len(belief.speed) for belief in distinct), default=0)
+
+        def stacked(arrays: Sequence[Floats | Ints]) -> Floats:
+            padded = np.zeros((len(arrays), columns))
+            for n, array in enumerate(arrays):
+                padded[n, : len(array)] = array
+            return np.asarray(padded[rows])
+
+        self.workers = stacked([belief.shapes.workers for belief in distinct])
+        self.servers = stacked([belief.shapes.servers for belief in distinct])
+        self.speed = stacked([belief.speed for belief in distinct])
+        self.deviation = stacked([belief.deviation for belief in distinct])
+        self.samples = np.array([belief.samples for belief in mine])
+        self.left = np.array([remaining(job) for job in jobs])
+        self.rank = _ranks(mine)
+
+    def scale(self, job: int, shape: int) -> Scale:
+        return Scale(int(self.workers[job, shape]), int(self.servers[job, shape]))
+
+    def nearest(self, scales: Sequence[Scale]) -> Ints:
+        """(J,): of each job the column of the shape nearest to the given one."""
+        workers, servers = np.array(scales, dtype=float).reshape(-1, 2).T
+        off = np.abs(self.workers - workers[:, None]) + np.abs(self.servers - servers[:, None])
+        return np.asarray(np.where(self.workers > 0, off, np.inf).argmin(axis=1))
+
+
+def _ranks(beliefs: Sequence[Belief]) -> Ints:
+    """(J,): how many jobs that learn from the same samples stand before each; 0 where there are no samples yet."""
+    before: Counter[int] = Counter()
+    ranks = np.zeros(len(beliefs), dtype=np.int64)
+    for n, belief in enumerate(beliefs):
+        if belief.samples > 0:
+            ranks[n] = before[id(belief)]
+            before[id(belief)] += 1
+    return ranks
