@@ -20,11 +20,11 @@ Raw = dict[str, Any]
 
 
 @contextmanager
-def operator(cluster: EmbeddedCluster) -> Iterator[str]:
+def operator(cluster: EmbeddedCluster, *options: str) -> Iterator[str]:
     """The operator as a supervised process of the cluster: killed, it comes back. Yields the process's name."""
     listen = f"127.0.0.1:{cluster.port('operator')}"
     argv = (sys.executable, "-m", "dl2", "run", "--kubeconfig", str(cluster.kubeconfig), "--listen", listen,
-            "--log-format", "json", "--progress-seconds", "1")  # fmt: skip
+            "--log-format", "json", "--progress-seconds", "1", *options)  # fmt: skip
     cluster.processes.ensure(ProcessSpec(name="operator", argv=argv))
     try:
         yield "operator"
