@@ -65,12 +65,12 @@ def job(name: str, pods: int) -> dict[str, Any]:
 class Operator:
     """`dl2 run` as a process of its own."""
 
-    def __init__(self, cluster: EmbeddedCluster, log: Path) -> None:
+    def __init__(self, cluster: EmbeddedCluster, log: Path, *options: str) -> None:
         self._url = f"http://127.0.0.1:{cluster.port(PORT)}"
         self._log = log
         self._command = [
             sys.executable, "-m", "dl2", "run", "--kubeconfig", str(cluster.kubeconfig), "--log-format", "json",
-            "--listen", f"127.0.0.1:{cluster.port(PORT)}", "--log-level", "WARNING",
+            "--listen", f"127.0.0.1:{cluster.port(PORT)}", "--log-level", "WARNING", *options,
         ]  # fmt: skip
         self.process: subprocess.Popen[bytes] | None = None
 

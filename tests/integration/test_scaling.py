@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Iterator
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from dl2.api import names
 from dl2.api.names import PolicyCondition
+from dl2.controller.decisionlog import jobs_in, reading
+from dl2.embedded.cluster import EmbeddedCluster
+from dl2.scheduling.quantities import parse_quantity
 from tests.integration.operator_harness import (
     Api,
     Object,
@@ -18,8 +25,11 @@ from tests.integration.operator_harness import (
     eventually,
     job,
     queue,
+    running,
     template,
 )
+
+KILLS = int(os.environ.get("DL2_KILLS", "6"))
 
 
 def elastic(name: str, workers: int = 4) -> Object:
@@ -124,3 +134,54 @@ def test_fixed_jobs_and_numbers_that_were_asked_for_are_left_alone(
     policy(champion="drf")
     wait_shape(api, "free", (2, 2))
     assert [shape(api, name) for name in ("fixed", "asked")] == [(1, 1), (2, 1)]
+
+
+@pytest.fixture
+def logging_operator(
+    embedded_cluster: EmbeddedCluster, nodes: list[str], tmp_path: Path
+) -> Iterator[Operator]:
+    """An operator of this test's own, with a decision log."""
+    operator = Operator(embedded_cluster, tmp_path / "log", "--decision-log", str(tmp_path / "decisions.db"))
+    operator.start()
+    yield operator
+    operator.stop()
+
+
+@pytest.mark.timeout(120 + 20 * KILLS)
+def test_killed_at_random_moments_of_scaling_it_loses_nothing(
+    api: Api, logging_operator: Operator, simulated_trainers: Process, policy: Any, tmp_path: Path
+) -> None:
+    """Somebody comes or goes before every death, so that shapes have to change. DL2_KILLS: how many deaths."""
+    operator, rng = logging_operator, Random(7)
+    api.apply(elastic("steady"))
+    api.wait_state("Running", "steady")
+    founders = api.uids("steady")
+    policy(champion="drf")
+    for n in range(KILLS):
+        if n % 2 == 0:
+            api.apply(elastic("guest"))
+        else:
+            api.delete("DLJob", "guest")
+        time.sleep(rng.uniform(0.1, 7.0))
+        operator.kill()
+        assert parse_quantity(api.used(api.namespace), "cpu") <= 8000
+        operator.start()
+    if api.find("DLJob", "guest"):
+        api.delete("DLJob", "guest")
+    api.wait_gone("DLJob", "guest")
+
+    wait_shape(api, "steady", (4, 2))
+    api.delete("ScalingPolicy", "training")
+    operator.wait_quiet()
+    pods = api.pods("steady")
+    assert sorted(pods) == [
+        "steady-coordinator-0", "steady-server-0", "steady-server-1",
+        "steady-worker-0", "steady-worker-1", "steady-worker-2", "steady-worker-3",
+    ]  # fmt: skip
+    assert all(running(pod) for pod in pods.values())
+    assert founders.items() <= api.uids("steady").items()
+    assert api.pods() == pods  # nothing is left of the guest
+    assert api.status("DLJob", "steady")["restarts"] == 0
+    with reading(tmp_path / "decisions.db") as db:
+        assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        assert f"{api.namespace}/steady" in jobs_in(db)

@@ -28,7 +28,7 @@ from dl2.controller.progress import Progress
 from dl2.controller.rollout import Arm
 from dl2.controller.rounds import Answer, Question
 from dl2.controller.shapes import Target, admitted_shape, is_sizable, shape_of
-from dl2.controller.threads import in_thread
+from dl2.controller.threads import LoopTime, in_thread
 from dl2.controller.trial import Trial
 from dl2.scaling.beliefs import Measured
 from dl2.scaling.guardrails import Limits, Restraint
@@ -115,7 +115,10 @@ class Scaler:
         await self._follow()
         if time.monotonic() >= self._next_round:
             self._next_round = time.monotonic() + entry.value.spec.interval_seconds
-            await self._round(entry, stage)
+            timed = LoopTime(self._round(entry, stage))
+            await timed
+            self._metrics.scaling_loop.observe(timed.seconds)
+            self._metrics.scaling_blocks.observe(timed.longest)
 
     # -- one round ------------------------------------------------------------------------------------------------
     async def _round(self, entry: Entry, stage: str) -> None:

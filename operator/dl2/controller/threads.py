@@ -1,13 +1,41 @@
-"""Work beside the event loop."""
+"""Work beside the event loop, and how much of the loop's own time something takes."""
 
 from __future__ import annotations
 
+import _thread
 import asyncio
-import threading
-from collections.abc import Callable
-from typing import Any, TypeVar
+import time
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+
+class LoopTime(Generic[T]):
+    """Awaits a coroutine and adds up the seconds in which it, and nobody else, has the event loop."""
+
+    def __init__(self, work: Coroutine[Any, Any, T]) -> None:
+        self._work = work
+        self.seconds = 0.0
+        self.longest = 0.0  # without giving way
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        step: Callable[[], Any] = lambda: self._work.send(None)  # noqa: E731
+        while True:
+            started = time.perf_counter()
+            try:
+                waits_for = step()
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            finally:
+                taken = time.perf_counter() - started
+                self.seconds, self.longest = self.seconds + taken, max(self.longest, taken)
+            try:
+                yield waits_for
+                step = lambda: self._work.send(None)  # noqa: E731
+            except BaseException as exc:  # cancelled, or what it waits for has failed: that is its own affair
+                step = lambda exc=exc: self._work.throw(exc)  # type: ignore[misc]  # noqa: E731
 
 
 def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
@@ -29,5 +57,5 @@ def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, *done)
 
-    threading.Thread(target=body, daemon=True, name="scaling").start()
+    _thread.start_new_thread(body, ())  # threading.Thread waits until it runs, which the event loop must not
     return future

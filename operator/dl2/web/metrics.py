@@ -58,6 +58,14 @@ class Metrics:
             "dl2_scaling_round_seconds", "Wall time of a scaling round", registry=r,
             buckets=(0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30),
         )  # fmt: skip
+        self.scaling_loop = Histogram(
+            "dl2_scaling_loop_seconds", "Time of the event loop that a scaling round takes", registry=r,
+            buckets=(0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2),
+        )  # fmt: skip
+        self.scaling_blocks = Histogram(
+            "dl2_scaling_block_seconds", "The longest time for which a scaling round holds up the event loop",
+            registry=r, buckets=(0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+        )  # fmt: skip
         self.scaling_verdicts = Counter(
             "dl2_scaling_verdicts_total", "Verdicts about jobs in scaling rounds", ("ruling",), registry=r
         )
