@@ -28,6 +28,7 @@ from dl2.cluster.resources import DL_JOBS, NODES, PODS
 
 CHECKPOINT_EVERY = 0.1  # of the whole training: what a restart falls back to
 DEFAULT_STEPS = 200
+PAUSE_SECONDS = 0.05  # for which a change of members holds up an imagined training
 
 
 def steps_per_second(workers: int, servers: int) -> float:
@@ -51,6 +52,18 @@ class Training:
     rate: float = 0.0
     run: str = ""  # uid of the coordinator pod that leads it
     at: float = field(default_factory=time.time)
+    shape: tuple[int, int] = (0, 0)
+    scaling: dict[str, Any] | None = None  # the last change of shape, as a coordinator tells of it
+
+    def reshape(self, now: float, shape: tuple[int, int]) -> None:
+        """Members have come or gone; while some of the least are missing, nothing trains and nothing is told."""
+        if 0 in shape or shape == self.shape:
+            return
+        if self.shape != (0, 0):
+            before, after = (dict(zip(("workers", "servers"), s, strict=True)) for s in (self.shape, shape))
+            self.scaling = {"time": now, "from": before, "to": after, "pause_ms": PAUSE_SECONDS * 1000}
+            self.step = max(0.0, self.step - self.rate * PAUSE_SECONDS)
+        self.shape = shape
 
     def advance(self, now: float, rate: float, run: str, speedup: float) -> None:
         """Go on to `now` at the rate that held since the last call; a new run starts at the last checkpoint."""
@@ -74,6 +87,7 @@ class Training:
             "steps_per_second": self.rate * speedup,
             "updated_at": self.at,
             "metrics": {"simulated": 1.0},
+            "last_scaling": self.scaling,
         }
 
 
@@ -136,8 +150,10 @@ class TrainerSimulator:
         )
         rate = steps_per_second(workers, servers) if running else 0.0
         coordinator = next((pod for pod in pods if _role(pod) == names.COORDINATOR), None)
-        run = coordinator["metadata"]["uid"] if coordinator else ""
-        training.advance(time.time(), rate, run, self._speedup)
+        run, now = coordinator["metadata"]["uid"] if coordinator else "", time.time()
+        training.advance(now, rate, run, self._speedup)
+        if running:
+            training.reshape(now, (workers, servers))
         if running and coordinator:
             await self._announce(uid, coordinator)
         if running and training.done:
