@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from itertools import chain, islice
 
 import numpy as np
 
@@ -123,18 +124,27 @@ class _Walk:
     def held(self, *, fill: bool) -> list[Scale]:
         """What each job gets. `fill`: whose next step does not fit gets the best shape that does."""
         shapes, slopes = hulls(self._values, self._cost)
+        steps = self._scales(shapes)
         heap = [(-line[0], i, 0) for i, line in enumerate(slopes) if line]
         heapq.heapify(heap)
         blocked = []
         while heap:
             _, i, at = heapq.heappop(heap)
-            if not self._move(i, self._table.scale(i, shapes[i][at])):
+            if not self._move(i, steps[i][at]):
                 blocked.append(i)
-            elif at + 1 < len(shapes[i]):
+            elif at + 1 < len(steps[i]):
                 heapq.heappush(heap, (-slopes[i][at + 1], i, at + 1))
         for i in blocked if fill else ():
             self._squeeze(i)
         return self._held
+
+    def _scales(self, shapes: Sequence[Sequence[int]]) -> list[list[Scale]]:
+        """`table.scale` of many shapes at once."""
+        rows = np.repeat(np.arange(len(shapes)), [len(line) for line in shapes])
+        columns = np.fromiter(chain.from_iterable(shapes), np.int64, len(rows))
+        workers, servers = self._table.workers[rows, columns], self._table.servers[rows, columns]
+        all_ = map(Scale, workers.astype(int).tolist(), servers.astype(int).tolist())
+        return [list(islice(all_, len(line))) for line in shapes]
 
     def _move(self, i: int, to: Scale) -> bool:
         (worker, server), job = self._pods[i], self._table.jobs[i]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from dl2.scaling.interface import JobView, Observation, Scale
@@ -19,11 +20,12 @@ class Room:
         self.resources = sorted(
             {name for job in jobs for name in (*job.worker_requests, *job.server_requests)}
         )
-        self.capacity = [
-            sum(max(0, node.free.get(name, 0)) for node in observation.nodes) for name in self.resources
-        ]
-        frees = {tuple(max(0, node.free.get(n, 0)) for n in self.resources) for node in observation.nodes}
-        self._frees = sorted(frees)
+        names = self.resources
+        alike = Counter(
+            tuple([max(0, node.free.get(name, 0)) for name in names]) for node in observation.nodes
+        )
+        self.capacity = [sum(free[r] * count for free, count in alike.items()) for r in range(len(names))]
+        self._frees = sorted(alike)
         self._fits: dict[tuple[int, ...], bool] = {}
         self._vectors: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self.clear()
@@ -41,8 +43,8 @@ class Room:
         known = self._vectors.get(job.id)
         if known is None:
             known = self._vectors[job.id] = (
-                tuple(max(0, job.worker_requests.get(name, 0)) for name in self.resources),
-                tuple(max(0, job.server_requests.get(name, 0)) for name in self.resources),
+                tuple([max(0, job.worker_requests.get(name, 0)) for name in self.resources]),
+                tuple([max(0, job.server_requests.get(name, 0)) for name in self.resources]),
             )
         return known
 

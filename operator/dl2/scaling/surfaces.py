@@ -87,9 +87,11 @@ def _noise(measured: Sequence[Kind]) -> float:
 
     In steps of about 20 %, so that a fit stays valid for a while.
     """
-    cells = [cell for kind in measured for cell in kind.cells.values()]
-    squares = sum(cell.squares for cell in cells)
-    freedom = sum(max(0.0, cell.weight - 1.0) for cell in cells)
+    squares = freedom = 0.0
+    for kind in measured:
+        for cell in kind.cells.values():
+            squares += cell.squares
+            freedom += max(0.0, cell.weight - 1.0)
     variance = (NOISE_STRENGTH * NOISE**2 + squares) / (NOISE_STRENGTH + freedom)
     return float(np.exp(np.round(np.log(variance) * 5.0) / 5.0))
 

@@ -64,6 +64,8 @@ BAD = {
     "no jobs": seen(on=nodes(2)),
     "no nodes": seen(job()),
     "no requests": seen(job(worker_requests={}, server_requests={}), on=nodes(2)),
+    "requests of nothing": seen(job(worker_requests={"cpu": 0}, server_requests={"cpu": 0}), on=nodes(2)),
+    "a node that has nothing left": seen(job(), on=(*nodes(1), *nodes(1, cpu=0), *nodes(1, cpu=-5))),
     "unknown resource": seen(job(worker_requests={"alien.com/tpu": 1}), on=nodes(2)),
     "no declared work": seen(job(epochs_total=None), on=nodes(2)),
     "work that is no number": seen(job(epochs_total=float("nan"), epochs_done=float("nan")), on=nodes(2)),
@@ -77,6 +79,11 @@ BAD = {
         ),
         on=nodes(2),
     ),
+    "samples at no scale": seen(
+        job(samples=(SpeedSample(Scale(0, 0), 1.0, 1.0), SpeedSample(Scale(0, 3), 1.0, 2.0))), on=nodes(2)
+    ),
+    "samples beyond the maximum": seen(job(samples=(SpeedSample(Scale(400, 400), 1.0, 1.0),)), on=nodes(2)),
+    "no label and no samples": seen(job("a", model=None), job("b", model=None), on=nodes(2)),
     "maximum below minimum": seen(job(minimum=Scale(4, 4), maximum=Scale(2, 2)), on=nodes(2)),
     "minimum of nothing": seen(job(minimum=Scale(0, 0)), on=nodes(2)),
     "an empty budget": seen(job(), on=nodes(2), budgets={"q": {"cpu": 0}}),
