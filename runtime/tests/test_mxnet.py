@@ -18,7 +18,7 @@ import pytest
 from harness import HERE, Cluster, wait_for
 
 EXAMPLE = HERE.parent.parent / "examples" / "elastic" / "train.py"
-PYTHON = os.environ.get("DL2_MXNET_PYTHON", sys.executable)
+PYTHON = os.environ.get("DL2_MXNET_PYTHON") or sys.executable
 HAS_MXNET = (
     subprocess.run([PYTHON, "-c", "import mxnet, sklearn"], capture_output=True, check=False).returncode == 0
 )
