@@ -39,8 +39,10 @@ fmt: $(STAMP)  ## rewrite the sources in the project's format
 unit: $(STAMP)  ## tests that need nothing but Python
 	$(BIN)/pytest tests/unit --numprocesses 2
 
-runtime: $(STAMP)  ## tests of the elastic runtime: real processes; those with MXNet want DL2_MXNET_PYTHON
-	$(BIN)/pytest runtime/tests
+runtime: $(STAMP)  ## tests of the elastic runtime: real processes, also with MXNet and a second Python if there is one
+	DL2_MXNET_PYTHON=$${DL2_MXNET_PYTHON-$$(runtime/tests/pythons mxnet)} $(BIN)/pytest runtime/tests --numprocesses 2
+	@second=$$(runtime/tests/pythons second); test -z "$$second" || \
+	  { echo "again with $$second"; DL2_RUNTIME_PYTHON=$$second $(BIN)/pytest runtime/tests/test_job.py --numprocesses 2; }
 
 parts: packages $(STAMP)  ## binaries and images of the embedded cluster, where they are not cached
 	$(BIN)/dl2 cluster build --real-node

@@ -13,7 +13,7 @@ Figures:
   add_workers_ms, add_workers_longest_step_ms
                      the same for 1, 2, 4 workers
   restart_ms         the same job stopped at a checkpoint and started again: from the last step to the next
-It needs a Python with MXNet 1.9: DL2_MXNET_PYTHON, else one is made in ~/.cache/dl2/mxnet (pip).
+It needs a Python with MXNet 1.9: DL2_MXNET_PYTHON, else one is made in ~/.cache/dl2 (pip).
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import os
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
@@ -38,7 +37,6 @@ from load.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = ROOT / "benchmarks" / "load" / "kvworker.py"
-REQUIREMENTS = ROOT / "images" / "mxnet-trainer" / "requirements.txt"
 STEPS = {"mlp": 300, "resnet50": 20, "1gb": 6}
 WARM = 2  # steps that do not count
 SETTLED = 5  # steps to either side of a resize
@@ -48,14 +46,17 @@ LIMIT = 240.0  # seconds for anything that is waited for
 
 def mxnet_python() -> str:
     """Raises SystemExit that says what is missing."""
-    given = os.environ.get("DL2_MXNET_PYTHON")
-    cached = Path(os.environ.get("DL2_CACHE") or Path.home() / ".cache" / "dl2") / "mxnet"
-    python = given or str(cached / "bin" / "python")
-    if not given and not Path(python).exists():
-        subprocess.run([sys.executable, "-m", "venv", str(cached)], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", str(REQUIREMENTS)], check=True)
-    if subprocess.run([python, "-c", "import mxnet"], capture_output=True, check=False).returncode:
-        raise SystemExit(f"{python} has no MXNet; name a Python that has in DL2_MXNET_PYTHON")
+    python = os.environ.get("DL2_MXNET_PYTHON")
+    if not python:
+        made = subprocess.run(
+            [ROOT / "runtime/tests/pythons", "mxnet"], stdout=subprocess.PIPE, check=True, text=True
+        )
+        python = made.stdout.strip()
+    if (
+        not python
+        or subprocess.run([python, "-c", "import mxnet"], capture_output=True, check=False).returncode
+    ):
+        raise SystemExit("no Python with MXNet; name one in DL2_MXNET_PYTHON")
     return python
 
 

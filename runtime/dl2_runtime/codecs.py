@@ -1,7 +1,8 @@
-"""Gradient compression on the way to the servers: none, fp16, or MXNet's 2-bit quantisation with residual.
+"""Gradient compression on the way to the servers: none, fp16, int8 with residual, or MXNet's 2 bits with residual.
 
-Two bits a number: each gradient is added to a residual; what reaches the threshold is sent as +-threshold and taken
-off the residual, the rest waits for a later round. Values come back uncompressed, as in MXNet.
+With a residual each gradient is added to it; what is sent is taken off, the rest waits for a later round. Two bits: what
+reaches the threshold is sent as +-threshold. int8: each chunk is sent as whole multiples, -127 to 127, of a scale of
+its own, by which its largest number is 127. Values come back uncompressed, as in MXNet.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from typing import Any, Mapping
 
 import numpy as np
 
-RAW, FP16, TWO_BIT = range(3)
-_NAMES = {"none": RAW, "fp16": FP16, "2bit": TWO_BIT}
+RAW, FP16, TWO_BIT, INT8 = range(4)
+_NAMES = {"none": RAW, "fp16": FP16, "2bit": TWO_BIT, "int8": INT8}
 _SHIFTS = np.array([0, 2, 4, 6], dtype=np.uint8)
 Array = Any
 
@@ -44,6 +45,8 @@ class Compressor:
         if residual is None:
             residual = self._residual[chunk] = np.zeros_like(grad)
         residual += grad
+        if self.codec == INT8:
+            return _encode_int8(residual)
         up, down = residual >= self._threshold, residual <= -self._threshold
         residual[up] -= self._threshold
         residual[down] += self._threshold
@@ -59,6 +62,14 @@ def pack(up: Array, down: Array, threshold: float) -> Array:
     return np.concatenate([np.array([threshold], dtype="<f4").view(np.uint8), packed])
 
 
+def _encode_int8(residual: Array) -> Array:
+    """Scale (4 bytes), then a byte a number; takes what is sent off the residual."""
+    scale = np.array([np.abs(residual).max(initial=0) / 127], dtype="<f4")
+    whole = np.clip(np.rint(residual / (scale[0] or 1)), -127, 127).astype(np.int8)
+    residual -= np.multiply(whole, scale[0], dtype=residual.dtype)
+    return np.concatenate([scale.view(np.uint8), whole.view(np.uint8)])
+
+
 def decode(codec: int, payload: Array, dtype: str, size: int, out: Array | None = None) -> Array:
     """The flat gradient of `size` numbers in a payload (uint8). Raises ValueError if the payload has another length."""
     if codec == RAW:
@@ -69,6 +80,8 @@ def decode(codec: int, payload: Array, dtype: str, size: int, out: Array | None 
         threshold = payload[:4].view("<f4")[0]
         codes = ((payload[4:, None] >> _SHIFTS) & 3).reshape(-1)[:size]
         grad = np.array([0, threshold, -threshold, 0], dtype=dtype)[codes]
+    elif codec == INT8 and payload.nbytes == 4 + size:
+        grad = np.multiply(payload[4:].view(np.int8), payload[:4].view("<f4")[0], dtype=dtype)
     else:
         raise ValueError(f"codec {codec} with {payload.nbytes} bytes for {size} numbers")
     if grad.size != size:

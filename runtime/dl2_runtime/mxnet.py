@@ -11,12 +11,12 @@ inside the call for the last one. Dense arrays only: sparse gradients need MXNet
 `update_on_kvstore=True` (the default) servers run SGD or Adam and move its state when they change; with False they
 only add up, and the state (momentum) of the local optimizer starts from nothing in a worker that joins late.
 
-The Module API, with updates on the servers and without fixed parameters: `module.fit(..., kvstore=kv)`, where
-`optimizer_params` has "rescale_grad", one over the global batch. A worker that may come late does first what `fit` does
-first, for the epoch to begin with:
+The Module API, with updates on the servers: `module.fit(..., kvstore=kv)`, where `optimizer_params` has "rescale_grad",
+one over the global batch. A worker that may come late, or whose module has `fixed_param_names`, does first what `fit`
+does first:
 
     module.bind(...); module.init_params(...); module.init_optimizer(kvstore=kv, ...)
-    module.fit(..., kvstore=kv, begin_epoch=kv.join() // rounds_in_an_epoch)
+    module.fit(..., kvstore=kv, begin_epoch=kv.join(module) // rounds_in_an_epoch)
 """
 
 from __future__ import annotations
@@ -87,19 +87,22 @@ class DL2(mx.kvstore.KVStoreBase):
         self._grads: dict[str, Any] = {}  # what the servers were sent last
         self._with_grad: list[str] = []
         self._queued: dict[str, tuple[list[Any], list[Any] | None]] = {}
+        self._fixed: frozenset[str] = frozenset()  # of a Module
         self._joined = False
 
     # -- what a training script uses --
 
-    def join(self, trainer: Any = None) -> int:
+    def join(self, model: Any = None) -> int:
         """Become a member now and fill the parameters with the job's values; returns the next step's number.
 
-        Without `trainer` the parameters must have been broadcast (`Module.init_optimizer` does it). A store that is
-        not told to joins in the first step, which then has no gradient of the right parameters and gives none.
+        `model` is the Trainer, or the Module after its `init_optimizer`; it may be left out once the parameters are
+        broadcast. A store that is not told to joins in the first step, which then has no gradient of the right
+        parameters and gives none.
         """
-        if trainer is not None:
-            trainer._init_kvstore() if not trainer._kv_initialized else None
-            trainer._init_params() if trainer._params_to_init else None
+        if isinstance(model, mx.gluon.Trainer):
+            model._init_kvstore() if not model._kv_initialized else None
+            model._init_params() if model._params_to_init else None
+        self._fixed = frozenset(getattr(model, "_fixed_param_names", None) or ())
         if not self._joined:
             self._join()
         return self._worker.step
@@ -149,8 +152,8 @@ class DL2(mx.kvstore.KVStoreBase):
 
     @property
     def _trained(self) -> list[str]:
-        """The parameters that a round exchanges. A Module keeps gradients elsewhere: there it is all of them."""
-        return self._with_grad or list(self._values)
+        """The parameters that a round exchanges. A Module keeps gradients elsewhere: there it says which have none."""
+        return self._with_grad or [name for name in self._values if name not in self._fixed]
 
     def pushpull(self, key: Any, value: Any, out: Any = None, priority: int = 0) -> None:
         name = str(key)
@@ -158,7 +161,8 @@ class DL2(mx.kvstore.KVStoreBase):
             missing = ", ".join(sorted(set(self._trained) - set(self._queued))[:5])
             raise RuntimeError(
                 f"a step must exchange every parameter that has a gradient, once; {name} came "
-                f"{'again' if name in self._queued else 'unannounced'}, still missing: {missing}"
+                f"{'again' if name in self._queued else 'unannounced'}, still missing: {missing} (of a Module with "
+                "fixed_param_names? call join(module) first)"
             )
         grads = value if isinstance(value, list) else [value]
         outs = out if out is None or isinstance(out, list) else [out]

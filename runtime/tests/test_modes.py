@@ -29,11 +29,33 @@ class TwoBit:
         return sent
 
 
+class Int8:
+    """Each chunk as whole multiples of a 127th of its largest number; the rest waits."""
+
+    def __init__(self) -> None:
+        self.residual = {}
+
+    def __call__(self, rank, name, grad):
+        residual = self.residual.get((rank, name), 0.0) + grad
+        sent = np.empty_like(grad)
+        for chunk in Table([Key(name, grad.size, str(grad.dtype))]).chunks:
+            part = slice(chunk.start, chunk.start + chunk.size)
+            numbers = residual.reshape(-1)[part]
+            scale = float(np.float32(abs(numbers).max() / 127))
+            sent.reshape(-1)[part] = np.rint(numbers / scale) * scale
+        self.residual[rank, name] = residual - sent
+        return sent
+
+
 def half(rank, name, grad):
     return grad.astype(np.float16).astype(float)
 
 
-@pytest.mark.parametrize(("kind", "rule"), [("2bit", TwoBit()), ("fp16", half)], ids=["2bit", "fp16"])
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [("2bit", TwoBit()), ("int8", Int8()), ("fp16", half)],
+    ids=["2bit", "int8", "fp16"],
+)
 def test_compressed_gradients_train_as_their_rule_says(tmp_path, kind, rule):
     options = ("--steps", "25", "--compression", kind, "--threshold", str(THRESHOLD))
     with Cluster(tmp_path, DL2_WORKERS="2", DL2_SERVERS="2") as job:

@@ -18,7 +18,7 @@ import pytest
 from harness import HERE, Cluster, wait_for
 
 EXAMPLE = HERE.parent.parent / "examples" / "elastic" / "train.py"
-PYTHON = os.environ.get("DL2_MXNET_PYTHON", sys.executable)
+PYTHON = os.environ.get("DL2_MXNET_PYTHON") or sys.executable
 HAS_MXNET = (
     subprocess.run([PYTHON, "-c", "import mxnet, sklearn"], capture_output=True, check=False).returncode == 0
 )
@@ -92,6 +92,9 @@ ADAM = optimizer("adam", learning_rate=0.02, wd=0.01)
         pytest.param(1, (*MOMENTUM, "--compressed"), id="2bit"),
         pytest.param(2, (*MOMENTUM, "--api", "module"), id="module"),
         pytest.param(2, (*ADAM, "--api", "module"), id="module, adam"),
+        pytest.param(
+            2, (*MOMENTUM, "--api", "module", "--join", "--fixed", "output"), id="module, fixed parameter"
+        ),
     ],
 )
 def test_servers_update_as_mxnets_own_optimizers_do(tmp_path, workers, options):
