@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: packages $(STAMP)  ## real MXNet jobs and simulated ones under the operator (KEEP=1 leaves it running)
 	$(BIN)/dl2 demo $(if $(KEEP),--keep)
 
-test: packages lint unit runtime parts integration e2e  ## everything that CI runs
+test: packages lint unit parts runtime integration e2e  ## everything that CI runs
 
 lint: $(STAMP)  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check $(SOURCES)
