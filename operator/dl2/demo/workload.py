@@ -42,7 +42,7 @@ def setup() -> list[Manifest]:
         },
         _queue("research", None, 40, 8),
         _queue("vision", "research", 24, 12),
-        _queue("speech", "research", 24, 4),
+        _queue("speech", "research", 40, 4),
     ]
 
 
@@ -80,14 +80,15 @@ def _queue(name: str, parent: str | None, most: int, least: int) -> Manifest:
     return {"apiVersion": "dl2.dev/v1alpha1", "kind": "TenantQueue", "metadata": {"name": name}, "spec": spec}
 
 
-def _example(file: str) -> Manifest:
+def example(file: str) -> Manifest:
+    """The job of one of the repository's examples."""
     text = (resources.directory("examples") / file).read_text()
     return next(d for d in yaml.safe_load_all(text) if d and d["kind"] == "DLJob")
 
 
 def _real(checkpoints: str) -> Manifest:
     """The example that trains MXNet on handwritten digits, in the demonstration's queue."""
-    job = copy.deepcopy(_example("dljob-digits.yaml"))
+    job = copy.deepcopy(example("dljob-digits.yaml"))
     job["metadata"] = {"name": STATIC, "namespace": NAMESPACE}
     job["spec"]["queue"] = "vision"
     job["spec"]["training"]["epochs"] = 60  # long enough to be watched
@@ -98,7 +99,7 @@ def _real(checkpoints: str) -> Manifest:
 
 def _elastic(workers: int, servers: int) -> Manifest:
     """The example whose members come and go while it trains; small, so that all fit on one machine."""
-    job = copy.deepcopy(_example("dljob-elastic.yaml"))
+    job = copy.deepcopy(example("dljob-elastic.yaml"))
     job["metadata"] = {"name": ELASTIC, "namespace": NAMESPACE}
     job["spec"]["queue"] = "speech"
     job["spec"]["training"]["epochs"] = 40
@@ -111,7 +112,7 @@ def _elastic(workers: int, servers: int) -> Manifest:
 
 def _simulated() -> Iterator[Manifest]:
     random_ = random.Random(SEED)
-    base = _example("dljob-simulated.yaml")
+    base = example("dljob-simulated.yaml")
     for number in range(SIMULATED):
         job = copy.deepcopy(base)
         job["metadata"] = {"name": f"sim-{number + 1:02}", "namespace": NAMESPACE}
@@ -129,7 +130,7 @@ def _simulated() -> Iterator[Manifest]:
 
 def _too_big() -> Manifest:
     """Asks for more than its queue may ever have, to show how the operator says so."""
-    job = copy.deepcopy(_example("dljob-simulated.yaml"))
+    job = copy.deepcopy(example("dljob-simulated.yaml"))
     job["metadata"] = {"name": TOO_BIG, "namespace": NAMESPACE}
     job["spec"]["queue"] = "speech"
     job["spec"]["workers"] |= {"min": 64, "max": 64, "initial": 64}

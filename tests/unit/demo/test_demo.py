@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from dl2.api import DLJob, parse
-from dl2.demo import board, workload
+from dl2.demo import board, rollout, workload
 
 
 def jobs() -> list[Any]:
@@ -93,3 +94,40 @@ def test_the_summary_tells_how_the_elastic_job_changed_its_shape() -> None:
 
 def test_a_job_that_can_never_fit_is_not_waited_for() -> None:
     assert board.unfinished([job(workload.TOO_BIG, "Queued"), job("sim-01", "Running")]) == ["sim-01"]
+
+
+def test_both_acts_are_the_same_jobs_at_the_same_times() -> None:
+    def told(act: str) -> list[tuple[float, list[Any]]]:
+        return [(wave.at, [job["spec"] for job in wave.jobs]) for wave in rollout.waves(act)]
+
+    assert told("champion") == told("dl2")
+    jobs = [job for wave in rollout.waves("dl2") for job in wave.jobs]
+    assert all(isinstance(parse(job, strict=True), DLJob) for job in jobs)
+    assert len({job["metadata"]["name"] for job in jobs}) == rollout.JOBS + 1
+    parse(rollout.policy("Active"), strict=True)
+
+
+def act(name: str, seconds: int) -> rollout.Act:
+    """Of one job that had four workers, two of which went to the owner of the room."""
+    seen = rollout.Act(name, name)
+    for at, workers in ((0.0, 1), (17.0, 4), (25.0, 2), (40.0, 4)):
+        running = job(f"{name}-1", "Running", workers={"ready": workers})
+        running["spec"]["queue"] = rollout.BORROWER
+        seen.note(at, [running, job("somebody-else", "Running")])
+    ended = job(f"{name}-1", "Succeeded", completionTime=f"2026-11-23T09:00:{seconds}Z")
+    ended["spec"]["queue"] = rollout.BORROWER
+    seen.note(50.0, [ended])
+    return seen
+
+
+def test_the_end_compares_both_policies_and_tells_of_the_roll_back() -> None:
+    acts = [act("champion", 50), act("dl2", 40)]
+    assert [one.shrunk() for one in acts] == [1, 1]
+    text = shown(rollout.summary(acts, "stage Shadow again"))
+    for part in ("50.0 s", "40.0 s", "-20.0%", "stage Shadow again"):
+        assert part in text
+
+
+def test_a_picture_is_drawn(tmp_path: Path) -> None:
+    rollout.draw([act("champion", 50), act("dl2", 40)], tmp_path / "new" / "demo.png")
+    assert (tmp_path / "new" / "demo.png").read_bytes().startswith(b"\x89PNG")
