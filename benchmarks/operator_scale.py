@@ -41,25 +41,28 @@ NAMESPACE = Resource("Namespace", "namespaces", namespaced=False)
 SPACES = 10  # namespaces, each with a queue of its own
 SLOTS = 200  # of the 256 pods that a simulated node may hold
 PORT = "operator-scale"
+_CONTAINER = {"name": "main", "image": "none", "resources": {"requests": {"cpu": "100m"}}}
+TEMPLATE = {"spec": {"containers": [_CONTAINER], "terminationGracePeriodSeconds": 1}}
 BACKLOG = 100  # jobs that are created and do not run yet
 POLL_SECONDS = 2.0
 
 
 def job(name: str, pods: int) -> dict[str, Any]:
     """A DLJob of `pods` pods: a coordinator, two servers, the rest workers."""
-    container = {"name": "main", "image": "none", "resources": {"requests": {"cpu": "100m"}}}
-    template = {"spec": {"containers": [container], "terminationGracePeriodSeconds": 1}}
     workers = max(1, pods - 3)
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": names.DL_JOB,
-        "metadata": {"name": name, "namespace": f"space-{int(name.rsplit('-', 1)[1]) % SPACES}"},
-        "spec": {
-            "runtime": "static",
-            "workers": {"min": 1, "max": workers, "initial": workers, "template": template},
-            "servers": {"min": 2, "initial": 2, "template": template},
-        },
-    }
+    return dljob(
+        name,
+        runtime="static",
+        workers={"min": 1, "max": workers, "initial": workers, "template": TEMPLATE},
+        servers={"min": 2, "initial": 2, "template": TEMPLATE},
+    )
+
+
+def dljob(name: str, **spec: Any) -> dict[str, Any]:
+    """In one of the namespaces, by the number at the end of its name."""
+    namespace = f"space-{int(name.rsplit('-', 1)[1]) % SPACES}"
+    metadata = {"name": name, "namespace": namespace}
+    return {"apiVersion": names.API_VERSION, "kind": names.DL_JOB, "metadata": metadata, "spec": spec}
 
 
 class Operator:

@@ -26,7 +26,8 @@ from dl2.cluster.resources import SCALING_POLICIES, TENANT_QUEUES
 from dl2.embedded.cluster import EmbeddedCluster
 from dl2.embedded.processes import ProcessSpec
 from dl2.embedded.waiting import wait_until
-from operator_scale import SLOTS, SPACES, Operator, create, load, prepare
+from dl2.web.metrics import BLOCK_SECONDS
+from operator_scale import SLOTS, SPACES, TEMPLATE, Operator, create, dljob, load, prepare
 
 TARGETS = {"round_seconds": 5.0, "loop_ms": 200.0, "block_ms": 20.0, "peak_rss_mib": 600.0}
 FOUNDERS = 3  # pods of a job at first: coordinator, worker, server
@@ -35,22 +36,15 @@ INTERVAL = 20
 
 def job(name: str) -> dict[str, Any]:
     """Of one worker and one server at least, eight and four at most, that trains for ever."""
-    container = {"name": "main", "image": "none", "resources": {"requests": {"cpu": "100m"}}}
-    template = {"spec": {"containers": [container], "terminationGracePeriodSeconds": 1}}
-    number = int(name.rsplit("-", 1)[1])
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": names.DL_JOB,
-        "metadata": {"name": name, "namespace": f"space-{number % SPACES}"},
-        "spec": {
-            "runtime": "elastic",
-            "model": f"model-{number % 8}",
-            "training": {"epochs": 100_000, "stepsPerEpoch": 1000},
-            "scaling": {"cooldownSeconds": 0},
-            "workers": {"min": 1, "max": 8, "template": template},
-            "servers": {"min": 1, "max": 4, "template": template},
-        },
-    }
+    return dljob(
+        name,
+        runtime="elastic",
+        model=f"model-{int(name.rsplit('-', 1)[1]) % 8}",
+        training={"epochs": 100_000, "stepsPerEpoch": 1000},
+        scaling={"cooldownSeconds": 0},
+        workers={"min": 1, "max": 8, "template": TEMPLATE},
+        servers={"min": 1, "max": 4, "template": TEMPLATE},
+    )
 
 
 def policy(challenger: str) -> dict[str, Any]:
@@ -113,9 +107,8 @@ def watch(operator: Operator, rounds: int) -> None:
 def longest(operator: Operator) -> float:
     """Upper edge of the bucket in which the longest block of all rounds lies, in seconds."""
     count = operator.metric("dl2_scaling_block_seconds_count")
-    edges = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
     return next(
-        (e for e in edges if operator.metric("dl2_scaling_block_seconds_bucket", le=str(e)) >= count),
+        (e for e in BLOCK_SECONDS if operator.metric("dl2_scaling_block_seconds_bucket", le=str(e)) >= count),
         float("inf"),
     )
 

@@ -93,10 +93,8 @@ def _start(console: Console, cluster: EmbeddedCluster) -> None:
 async def _tell(console: Console, cluster: EmbeddedCluster) -> bool:
     """Play all acts until every job has ended. False when one has failed or does not end, or a part does not work."""
     await asyncio.to_thread(_apply, cluster, workload.setup())
-    history, acts = (
-        board.History(),
-        [rollout.Act("champion", rollout.CHAMPION), rollout.Act("dl2", rollout.CHALLENGER)],
-    )
+    history = board.History()
+    acts = [rollout.Act("champion", rollout.CHAMPION), rollout.Act("dl2", rollout.CHALLENGER)]
     async with KubeClient(Credentials(str(cluster.kubeconfig))) as client:
         stage = _Stage(console, cluster, client)
         console.rule("Queues, real MXNet training and simulated jobs")
@@ -112,10 +110,8 @@ async def _tell(console: Console, cluster: EmbeddedCluster) -> bool:
         rollback = await _break(cluster, client)
     console.print(rollout.summary(acts, rollback))
     _draw(console, acts)
-    late, failed = (
-        board.unfinished(jobs),
-        [job["metadata"]["name"] for job in jobs if board.state(job) == "Failed"],
-    )
+    late = board.unfinished(jobs)
+    failed = [job["metadata"]["name"] for job in jobs if board.state(job) == "Failed"]
     if late or failed:
         console.print(
             f"[red]Not ended: {', '.join(late) or 'none'}; failed: {', '.join(failed) or 'none'}[/red]"
@@ -167,10 +163,13 @@ async def _break(cluster: EmbeddedCluster, client: KubeClient) -> str:
 
 
 def _draw(console: Console, acts: list[rollout.Act]) -> None:
+    """A picture of who had how many workers, where matplotlib is installed (`pip install 'dl2[learning]'`)."""
     try:
-        rollout.draw(acts, PICTURE)
+        from dl2.learning.plots import workers_over_time
     except ImportError:
         return
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    workers_over_time([act.panel() for act in acts], rollout.ASKS, PICTURE)
     console.print(f"The shapes of the jobs over time: {PICTURE}")
 
 

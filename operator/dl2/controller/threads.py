@@ -20,11 +20,12 @@ class LoopTime(Generic[T]):
         self.longest = 0.0  # without giving way
 
     def __await__(self) -> Generator[Any, Any, T]:
-        step: Callable[[], Any] = lambda: self._work.send(None)  # noqa: E731
+        resume: Callable[[Any], Any] = self._work.send
+        given: Any = None
         while True:
             started = time.perf_counter()
             try:
-                waits_for = step()
+                waits_for = resume(given)
             except StopIteration as end:
                 result: T = end.value
                 return result
@@ -33,9 +34,9 @@ class LoopTime(Generic[T]):
                 self.seconds, self.longest = self.seconds + taken, max(self.longest, taken)
             try:
                 yield waits_for
-                step = lambda: self._work.send(None)  # noqa: E731
+                resume, given = self._work.send, None
             except BaseException as exc:  # cancelled, or what it waits for has failed: that is its own affair
-                step = lambda exc=exc: self._work.throw(exc)  # type: ignore[misc]  # noqa: E731
+                resume, given = self._work.throw, exc
 
 
 def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:

@@ -118,7 +118,6 @@ class Trial:
             moves.append(Move(format_time(now), before, after, reason, message, entry.generation))
 
         shown = entry.status.get("stage")
-        history = entry.status.get("history") or ()
         anew = entry.status.get("observedGeneration") not in (None, entry.generation)
         if shown and shown != stage and anew and not self._pending.get(entry.uid):
             move(shown, stage, "SpecChanged", "spec.stage was changed")
@@ -126,7 +125,8 @@ class Trial:
             move(stage, "Shadow", trigger[0].value, trigger[1])
             return moves
         failed = any(
-            m["reason"] in tuple(Trigger) and m.get("observedGeneration") == entry.generation for m in history
+            m["reason"] in tuple(Trigger) and m.get("observedGeneration") == entry.generation
+            for m in entry.status.get("history") or ()
         )
         why = "" if failed else rollout.promotes(stage, evidence, entry.value.spec)
         if why:

@@ -10,7 +10,6 @@ import copy
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -27,7 +26,7 @@ JOBS = 12
 POLICY = "demo"
 CHAMPION, CHALLENGER = "drf", "dl2"
 BORROWER, OWNER = "speech", "vision"  # queues: the first borrows what is guaranteed to the second
-_ASKS = 20.0  # seconds after the first arrival, when the owner asks for its guarantee
+ASKS = 20.0  # seconds after the first arrival, when the owner asks for its guarantee
 
 
 def policy(stage: str, challenger: str = CHALLENGER) -> Manifest:
@@ -53,7 +52,7 @@ def waves(act: str) -> tuple[Wave, ...]:
     gang = _job(f"{act}-owner", OWNER, 150)
     gang["spec"]["workers"] |= {"min": 10, "max": 10}
     gang["spec"]["scaling"]["mode"] = "Fixed"
-    return tuple(sorted([*arrivals, Wave(_ASKS, (gang,))], key=lambda wave: wave.at))
+    return tuple(sorted([*arrivals, Wave(ASKS, (gang,))], key=lambda wave: wave.at))
 
 
 def _job(name: str, queue: str, steps: int) -> Manifest:
@@ -93,10 +92,18 @@ class Act:
 
     def shrunk(self) -> int:
         """Jobs that had fewer workers after the owner had asked, and went on."""
-        before = [shape for at, shape in self.shapes if at <= _ASKS]
-        after = [shape for at, shape in self.shapes if _ASKS < at <= _ASKS + 15]
+        before = [shape for at, shape in self.shapes if at <= ASKS]
+        after = [shape for at, shape in self.shapes if ASKS < at <= ASKS + 15]
         had = before[-1] if before else {}
         return sum(any(0 < shape.get(job, 0) < n for shape in after) for job, n in had.items())
+
+    def panel(self) -> tuple[str, list[tuple[float, dict[str, int]]]]:
+        """Title, and workers by job over time, as `workers_over_time` draws them."""
+        shapes = [
+            (at, {job.removeprefix(f"{self.name}-"): n for job, n in seen.items()})
+            for at, seen in self.shapes
+        ]
+        return f"{self.policy} decides; dotted: {OWNER} asks for its guarantee", shapes
 
     def restarts(self) -> int:
         return sum(int((job.get("status") or {}).get("restarts") or 0) for job in self.jobs)
@@ -125,27 +132,3 @@ def summary(acts: Iterable[Act], rollback: str) -> RenderableType:
         )
     lines.append(f"A challenger that cannot decide was rolled back by itself: {rollback or 'it was not!'}")
     return Group(table, *(Text(line) for line in lines))
-
-
-def draw(acts: Iterable[Act], path: Path) -> None:
-    """A picture of the workers of every job over time, one panel an act. Needs matplotlib."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    acts = [act for act in acts if act.shapes]
-    figure, panels = pyplot.subplots(len(acts), 1, sharex=True, sharey=True, figsize=(10, 3 * len(acts)))
-    for act, panel in zip(acts, panels if len(acts) > 1 else [panels], strict=True):
-        jobs = sorted({job for _, shape in act.shapes for job in shape})
-        times = [at for at, _ in act.shapes]
-        rows = [[shape.get(job, 0) for _, shape in act.shapes] for job in jobs]
-        panel.stackplot(times, rows, labels=[job.removeprefix(f"{act.name}-") for job in jobs], step="post")
-        panel.axvline(_ASKS, color="black", linestyle=":", linewidth=1)
-        panel.set_ylabel("workers")
-        panel.set_title(f"{act.policy} decides; dotted: {OWNER} asks for its guarantee")
-    panels[-1].set_xlabel("seconds") if len(acts) > 1 else None
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="center right", title="job")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +63,20 @@ def learning_curve(rows: Sequence[tuple[int, float, float | None]], path: Path) 
     right.plot([n for n, _ in scored], [score for _, score in scored], marker="o", label="validation")
     right.set(ylabel="validation (below 0 is better)")
     figure.savefig(path, dpi=120)
+
+
+def workers_over_time(
+    panels: Sequence[tuple[str, Sequence[tuple[float, Mapping[str, int]]]]], marked: float, path: Path
+) -> None:
+    """How many workers every job had, stacked: one panel a (title, [(seconds, workers by job)]), a line at `marked`."""
+    figure = Figure(figsize=(10, 3 * len(panels)), layout="constrained")
+    jobs = list(dict.fromkeys(job for _, seen in panels for _, workers in seen for job in workers))
+    every = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, (title, seen) in zip(every, panels, strict=True):
+        rows = [[workers.get(job, 0) for _, workers in seen] for job in jobs]
+        axes.stackplot([at for at, _ in seen], rows, labels=jobs, step="post")
+        axes.axvline(marked, color="black", linestyle=":", linewidth=1)
+        axes.set(ylabel="workers", title=title)
+    every[-1].set(xlabel="seconds")
+    figure.legend(*every[0].get_legend_handles_labels(), loc="outside right center", title="job")
+    figure.savefig(path, dpi=100)

@@ -45,6 +45,10 @@ class GroupShape:
             known = self._quotas[counts] = self._sum(counts)
         return known
 
+    def wants(self, counts: Iterable[int]) -> list[tuple[PodShape, int]]:
+        """What `counts` pods ask of nodes; members for whom no nodes are looked at are left out."""
+        return [(m.pod, n) for m, n in zip(self.members, counts, strict=True) if m.pod is not None]
+
     def _sum(self, counts: Counts) -> Vector:
         total = list(self.nothing)
         for member, count in zip(self.members, counts, strict=True):

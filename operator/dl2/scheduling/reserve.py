@@ -165,9 +165,8 @@ class Shadow:
             return None
         if self.placer is None:
             return []
-        wants = [(m.pod, n) for m, n in zip(item.shape.members, counts, strict=True) if m.pod is not None]
         home = sorted({i for spread in item.spreads for i in spread})
-        spreads = self.placer.place(wants, item.shape.required, home=home)
+        spreads = self.placer.place(item.shape.wants(counts), item.shape.required, home=home)
         return None if spreads is None else sorted({i for spread in spreads for i in spread})
 
     def _end(self, item: Item) -> None:

@@ -7,10 +7,9 @@ as the room is really free.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dl2.scheduling.fleet import PodShape
 from dl2.scheduling.items import Counts, Item
 from dl2.scheduling.plan import Reason
 from dl2.scheduling.snapshot import Key
@@ -109,29 +108,24 @@ class Work:
         placer = self.state.placer
         if placer is None:
             return [{} for _ in counts]
-        wants = self._wants(item, counts)
-        home = sorted({i for spread in spreads for i in spread})
+        home = _nodes_of(spreads)
         if pinned and not home:
             home = self.state.pinned_to(item)
-        return placer.place(wants, item.shape.required, now=now, home=home)
-
-    def _wants(self, item: Item, counts: Sequence[int]) -> list[tuple[PodShape, int]]:
-        return [(m.pod, n) for m, n in zip(item.shape.members, counts, strict=True) if m.pod is not None]
+        return placer.place(item.shape.wants(counts), item.shape.required, now=now, home=home)
 
     def unplace(self, item: Item, spreads: Spreads, *, now: bool) -> None:
         placer = self.state.placer
         if placer is not None:
-            placer.undo([(m.pod, 0) for m in item.shape.members if m.pod is not None], spreads, now=now)
+            placer.undo(item.shape.wants(item.shape.full), spreads, now=now)
 
     def fits(self, item: Item, counts: Counts) -> bool:
         """Is there room for `counts` more pods of a waiting group, once what leaves is gone? Changes nothing."""
         if self.state.future.shortage(item.leaf, item.shape.quota(counts)) is not None:
             return False
         placer = self.state.placer
-        if placer is None:
-            return True
-        home = sorted({i for spread in item.spreads for i in spread})
-        return placer.fits(self._wants(item, counts), item.shape.required, now=False, home=home)
+        return placer is None or placer.fits(
+            item.shape.wants(counts), item.shape.required, now=False, home=_nodes_of(item.spreads)
+        )
 
     def start(self, item: Item, counts: Counts, *, now: bool) -> bool:
         """Give a waiting group `counts` more pods, at once or as a promise; False and no change without room."""
@@ -194,7 +188,7 @@ class Work:
         vector = item.shape.quota(more)
         if self.shortage_now(item.leaf, vector) is not None:
             return False
-        wants = self._wants(item, run.counts)
+        wants = item.shape.wants(run.counts)
         placer.undo(wants, run.spreads)
         total = [has + extra for has, extra in zip(run.counts, more, strict=True)]
         placed = self.place(item, total, (), now=True)
@@ -298,3 +292,7 @@ class Work:
     def _rows(self) -> list[list[list[int]]]:
         now, future = self.state.now, self.state.future
         return [now.used, future.used] if now.plain else [now.used, future.used, now.held, future.held]
+
+
+def _nodes_of(spreads: Iterable[Mapping[int, int]]) -> list[int]:
+    return sorted({i for spread in spreads for i in spread})

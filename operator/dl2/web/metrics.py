@@ -11,6 +11,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+BLOCK_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # buckets
 
 
 class Metrics:
@@ -64,7 +65,7 @@ class Metrics:
         )  # fmt: skip
         self.scaling_blocks = Histogram(
             "dl2_scaling_block_seconds", "The longest time for which a scaling round holds up the event loop",
-            registry=r, buckets=(0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+            registry=r, buckets=BLOCK_SECONDS,
         )  # fmt: skip
         self.scaling_verdicts = Counter(
             "dl2_scaling_verdicts_total", "Verdicts about jobs in scaling rounds", ("ruling",), registry=r

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from dl2.api import DLJob, parse
 from dl2.demo import board, rollout, workload
+from dl2.learning.plots import workers_over_time
 
 
 def jobs() -> list[Any]:
@@ -129,5 +130,6 @@ def test_the_end_compares_both_policies_and_tells_of_the_roll_back() -> None:
 
 
 def test_a_picture_is_drawn(tmp_path: Path) -> None:
-    rollout.draw([act("champion", 50), act("dl2", 40)], tmp_path / "new" / "demo.png")
-    assert (tmp_path / "new" / "demo.png").read_bytes().startswith(b"\x89PNG")
+    panels = [act("champion", 50).panel(), act("dl2", 40).panel()]
+    workers_over_time(panels, rollout.ASKS, tmp_path / "demo.png")
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
