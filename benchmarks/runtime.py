@@ -6,12 +6,13 @@ parameters that the servers update (SGD with momentum), through `dist_sync` (ps-
 Figures:
   ratio_SET          steps a second of dl2 over those of ps-lite, median step of each, runs in turn
   add_servers_ms     how long the workers waited at the scaling clock, the longest of them, when 1, 2, 4, 6 servers
-                     joined a job of ResNet-50's size, as they all reported; 0: nobody had to wait
+                     joined a job of ResNet-50's size, as they all reported; 0: nobody had to wait. Median of the
+                     samples (three, with --quick one); `_worst_ms` is the worst of them
+  remove_servers_ms  the same when they left again
   add_servers_longest_step_ms
                      the same from the outside: the longest of the steps from the one before the clock to the third
                      after it, less the median step; newcomers take their share of this machine's cores meanwhile
-  add_workers_ms, add_workers_longest_step_ms
-                     the same for 1, 2, 4 workers
+  add_workers_ms ... the same for 1, 2, 4 workers
   restart_ms         the same job stopped at a checkpoint and started again: from the last step to the next
 It needs a Python with MXNet 1.9: DL2_MXNET_PYTHON, else one is made in ~/.cache/dl2 (pip).
 """
@@ -160,15 +161,33 @@ def ratio(python: str, parameters: str, rounds: int, scale: float) -> float:
     return theirs / ours
 
 
-def pause(python: str, role: str, more: int) -> tuple[float, float]:
-    """Milliseconds that `more` members held the workers up: as they told it, and in the longest of their steps."""
+def pause(python: str, role: str, more: int) -> tuple[float, float, float]:
+    """Milliseconds that `more` members held the workers up when they came, as these told it and in the longest of
+    their steps, and when they left.
+    """
     with job(python, "dl2", "resnet50") as running:
         logs = running.found()
         reach(running, 2 * SETTLED)
         told, seen = resize(running, role, 2 + more, logs)
         leaving, _ = resize(running, role, 2, logs)
     print(f"{more} {role}s join: {told:.1f} ms, longest step {seen:+.1f} ms; leave: {leaving:.1f} ms")
-    return told, seen
+    return told, seen, leaving
+
+
+def pauses(python: str, samples: int) -> dict[str, list[float]]:
+    figures: dict[str, list[float]] = {}
+    for role, numbers in (("server", (1, 2, 4, 6)), ("worker", (1, 2, 4))):
+        for more in numbers:
+            told, seen, leaving = zip(*(pause(python, role, more) for _ in range(samples)), strict=True)
+            for name, value in {
+                f"add_{role}s_ms": statistics.median(told),
+                f"add_{role}s_worst_ms": max(told),
+                f"add_{role}s_longest_step_ms": statistics.median(seen),
+                f"remove_{role}s_ms": statistics.median(leaving),
+                f"remove_{role}s_worst_ms": max(leaving),
+            }.items():
+                figures.setdefault(name, []).append(round(value, 1))
+    return figures
 
 
 def resize(running: Job, role: str, target: int, logs: list[Path]) -> tuple[float, float]:
@@ -227,20 +246,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--quick", action="store_true", help="one round of a third of the steps")
+    parser.add_argument("--quick", action="store_true", help="one round of a third of the steps, one sample")
     options = parser.parse_args()
     python = mxnet_python()
     rounds, scale = (1, 0.3) if options.quick else (3, 1.0)
     figures: dict[str, Any] = {
         f"ratio_{parameters}": round(ratio(python, parameters, rounds, scale), 2) for parameters in STEPS
     }
-    for role, numbers in (("server", (1, 2, 4, 6)), ("worker", (1, 2, 4))):
-        measured = [pause(python, role, more) for more in numbers]
-        figures[f"add_{role}s_ms"] = [round(told, 1) for told, _ in measured]
-        figures[f"add_{role}s_longest_step_ms"] = [round(seen, 1) for _, seen in measured]
+    figures.update(pauses(python, rounds))
     figures["restart_ms"] = round(restart(python))
     for name, value in figures.items():
-        print(f"{name:16} {value}")
+        print(f"{name:26} {value}")
     print(f"load average: {', '.join(f'{load:.1f}' for load in os.getloadavg())}")
     if options.json:
         options.json.write_text(json.dumps({"figures": figures}))

@@ -1,9 +1,10 @@
 """Checkpoints on a shared folder: one file per server, and a manifest that makes the whole valid.
 
     DIR/step-120/server-0-ab12.part    a JSON line that describes the chunks, then their bytes
-    DIR/step-120/manifest.json         the step, the parameters and the names and sizes of the parts
+    DIR/step-120/manifest.json         the step, the parameters, the names of the parts and how parameters are cut
 
-The manifest is written last and renamed into place; a folder without one is an attempt that failed.
+The manifest is written last and renamed into place; a folder without one is an attempt that failed. Chunks are known by
+number, so a checkpoint is of use only to a runtime that cuts parameters in the same way.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, Iterator, Sequence
 
 import numpy as np
+
+from dl2_runtime.view import LAYOUT
 
 KEEP = 2  # complete checkpoints
 SUFFIX = ".part"
@@ -84,7 +87,7 @@ def complete(folder: str, step: int, keys: list[list[Any]], parts: Sequence[str]
     """Write the manifest once all `parts` (server ids) are there, then remove older checkpoints. Raises OSError."""
     path = Path(folder)
     partial = path / "manifest.partial"
-    body = {"step": step, "keys": keys, "parts": list(parts)}
+    body = {"step": step, "keys": keys, "parts": list(parts), "layout": LAYOUT}
     with partial.open("w") as file:
         json.dump(body, file)
         file.flush()
@@ -113,6 +116,12 @@ def latest(directory: Path | None) -> tuple[Path, int, list[list[Any]]] | None:
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
         body = json.loads((folder / "manifest.json").read_text())
-        return {"step": int(body["step"]), "keys": list(body["keys"]), "parts": list(body["parts"])}
+        read = {"step": int(body["step"]), "keys": list(body["keys"]), "parts": list(body["parts"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}/manifest.json: {error}") from None
+    if body.get("layout") != LAYOUT:
+        raise CheckpointError(
+            f"{folder}/manifest.json: its parameters are cut as {body.get('layout')!r:.40}, this version cuts them as "
+            f"{LAYOUT!r}: go on with the version of dl2_runtime that wrote it, or train from the start in another folder"
+        )
+    return read

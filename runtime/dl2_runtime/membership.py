@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import threading
 import time
@@ -17,6 +18,7 @@ from dl2_runtime.view import Key, View
 DIAL_SECONDS = 5.0
 LEAD_SECONDS = 0.03  # what the coordinator may take to set the clock without holding us up
 MAX_LEAD = 64  # rounds
+LONG_ROUND_SECONDS = 1.0
 FAREWELL_SECONDS = 5.0
 
 log = logging.getLogger("dl2_runtime.worker")
@@ -258,12 +260,19 @@ class Membership:
         self._steps = message["steps"]
 
     def _on_prepare(self, message: wire.Message) -> None:
-        hurry = message.get("now") or not self._round_seconds
-        lead = 0 if hurry else min(MAX_LEAD, int(LEAD_SECONDS / self._round_seconds))
+        lead = 0 if message.get("now") else self._lead()
         self._stop = self.step + (self.in_round or self.claimed) + lead
         self._planned = int(message["version"])
         self._at_clock = False
         self.tell({"type": "promise", "version": self._planned, "step": self._stop})
+
+    def _lead(self) -> int:
+        """Rounds to go on for, at least a whole one: servers get ready meanwhile, and chunks leave as its last part.
+        Where rounds are long, the one that is under way gives time enough.
+        """
+        if not 0 < self._round_seconds < LONG_ROUND_SECONDS:
+            return 0
+        return min(MAX_LEAD, math.ceil(LEAD_SECONDS / self._round_seconds))
 
     def _on_clock(self, message: wire.Message) -> None:
         view = View.from_json(message["view"])

@@ -9,6 +9,7 @@ commit; an abort forgets it.
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections import deque
 from typing import Any
@@ -43,6 +44,14 @@ class Plan:
         self.save: str | None = body.get("save")  # the folder for a checkpoint of what is here at the clock
         self.links: dict[str, wire.Link] = {}
         self.due: dict[wire.Link, deque[tuple[Slot, str]]] = {}  # parts that a link will bring, in order
+
+
+class Unreachable(OSError):
+    """A server that this one cannot connect to."""
+
+    def __init__(self, server: str, error: OSError) -> None:
+        super().__init__(f"{server}: {error}")
+        self.server = server
 
 
 class Server:
@@ -121,50 +130,54 @@ class Server:
     def _on_plan(self, message: wire.Message) -> None:
         self._forget_plan()
         self._plan = plan = Plan(message)
-        if message.get("restore"):
-            self._restore(plan, str(message["restore"]))
-        if message.get("state"):
-            self._restore_state(plan, str(message["state"]))
         for nbytes, count in message.get("reserve", ()):
             for _ in range(int(count)):
                 self._buffers.reserve(int(nbytes))
-        targets = {to: plan.view.servers[to] for to in plan.outgoing.values()}
-        threading.Thread(target=self._dial, args=(plan, targets), name="dl2-dial", daemon=True).start()
+        if plan.outgoing or message.get("restore") or message.get("state"):
+            threading.Thread(
+                target=self._prepare, args=(plan, message), name="dl2-prepare", daemon=True
+            ).start()
+        else:
+            self._prepared(plan, {}, {})
 
-    def _dial(self, plan: Plan, targets: dict[str, str]) -> None:
-        """Connect to the servers we shall send to, before the clock; in a thread of its own because it waits."""
-        socks = {}
+    def _prepare(self, plan: Plan, message: wire.Message) -> None:
+        """What a plan needs and what may take its time, in a thread of its own: reading a checkpoint, and connecting to
+        the servers that we shall send to.
+        """
+        socks: dict[str, socket.socket] = {}
         try:
-            for server, address in targets.items():
-                socks[server] = wire.connect(
-                    address, self._settings.identity(), self._settings.token, DIAL_SECONDS
-                )
-        except OSError as error:
-            log.warning("server %s cannot be reached: %s", server, error)
+            restored = self._restored(plan, message)
+            for server in dict.fromkeys(plan.outgoing.values()):
+                socks[server] = self._dial(server, plan.view.servers[server])
+        except (OSError, ValueError) as error:
+            log.warning("view %d cannot be prepared: %s", plan.view.version, error)
             for sock in socks.values():
                 sock.close()
+            failure = {"type": "failed", "version": plan.view.version, "error": str(error)}
             self._control.tell(
-                {
-                    "type": "failed",
-                    "version": plan.view.version,
-                    "error": f"{server}: {error}",
-                    "blame": server,
-                }
+                {**failure, "blame": error.server} if isinstance(error, Unreachable) else failure
             )
             return
+        self._reactor.call(lambda: self._prepared(plan, restored, socks))
 
-        def planned() -> None:
-            if self._plan is not plan:
-                for sock in socks.values():
-                    sock.close()
-                return
-            plan.links = {server: self._reactor.attach(sock, server) for server, sock in socks.items()}
-            slots = [*self._slots.values(), *plan.staged.values()]
-            step = max((max(slot.version, slot.value_at) for slot in slots), default=0)
-            answer = {"type": "planned", "version": plan.view.version, "step": max(step, 0)}
-            self._control.tell({**answer, "restored": len(plan.staged)})
+    def _dial(self, server: str, address: str) -> socket.socket:
+        settings = self._settings
+        try:
+            return wire.connect(address, settings.identity(), settings.token, DIAL_SECONDS)
+        except OSError as error:
+            raise Unreachable(server, error) from error
 
-        self._reactor.call(planned)
+    def _prepared(self, plan: Plan, restored: dict[int, Slot], socks: dict[str, socket.socket]) -> None:
+        if self._plan is not plan:
+            for sock in socks.values():
+                sock.close()
+            return
+        plan.staged.update(restored)
+        plan.links = {server: self._reactor.attach(sock, server) for server, sock in socks.items()}
+        slots = [*self._slots.values(), *plan.staged.values()]
+        step = max((max(slot.version, slot.value_at) for slot in slots), default=0)
+        answer = {"type": "planned", "version": plan.view.version, "step": max(step, 0)}
+        self._control.tell({**answer, "restored": len(restored)})
 
     def _on_move(self, message: wire.Message) -> None:
         """The takers are ready for what is through the last round before the clock; with `rest` every worker stands
@@ -282,21 +295,23 @@ class Server:
 
         threading.Thread(target=write, name="dl2-checkpoint").start()
 
-    def _restore(self, plan: Plan, folder: str) -> None:
-        for body, arrays in checkpoint.read_parts(folder, self._mine(plan.view)):
-            slot = Slot.described(body)
-            slot.value, slot.state = arrays[0], dict(zip(body["parts"][1:], arrays[1:]))
-            plan.staged[slot.number] = slot
-
-    def _restore_state(self, plan: Plan, folder: str) -> None:
-        """The optimizer's state of lost chunks, as far as it can be read: a worker brings the values, which are newer."""
-        try:
-            for body, arrays in checkpoint.read_parts(folder, plan.lost & self._mine(plan.view)):
-                slot = Slot(body["chunk"], str(body["key"]), body["dtype"])
-                slot.updates, slot.state = int(body["updates"]), dict(zip(body["parts"][1:], arrays[1:]))
-                plan.staged[slot.number] = slot
-        except (OSError, ValueError) as error:
-            log.warning("the optimizer's state is not restored: %s", error)
+    def _restored(self, plan: Plan, message: wire.Message) -> dict[int, Slot]:
+        """What the plan says to read from a checkpoint: all that is ours, or the optimizer's state of lost chunks as far
+        as it can be read (a worker brings the values, which are newer). Raises OSError, ValueError for the former.
+        """
+        mine, restored = self._mine(plan.view), {}
+        if message.get("restore"):
+            for body, arrays in checkpoint.read_parts(str(message["restore"]), mine):
+                slot = restored[body["chunk"]] = Slot.described(body)
+                slot.value, slot.state = arrays[0], dict(zip(body["parts"][1:], arrays[1:]))
+        if message.get("state"):
+            try:
+                for body, arrays in checkpoint.read_parts(str(message["state"]), plan.lost & mine):
+                    slot = restored[body["chunk"]] = Slot(body["chunk"], str(body["key"]), body["dtype"])
+                    slot.updates, slot.state = int(body["updates"]), dict(zip(body["parts"][1:], arrays[1:]))
+            except (OSError, ValueError) as error:
+                log.warning("the optimizer's state is not restored: %s", error)
+        return restored
 
     def _mine(self, view: View) -> set[int]:
         return {n for n, owner in enumerate(view.owners) if owner == self._settings.id}

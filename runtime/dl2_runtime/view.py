@@ -14,6 +14,7 @@ from typing import Any, Mapping, Sequence
 CHUNK = 256 * 1024  # elements: 1 MiB of float32 stays in a core's own cache between socket and sum
 PIECES = 4  # a smaller parameter is cut in so many, to be shared out
 MIN_CHUNK = 32 * 1024
+LAYOUT = f"{CHUNK}/{PIECES}/{MIN_CHUNK}"  # how parameters are cut: checkpoints of another layout are not ours
 BALANCED = 1.03  # a server this far above the mean load is left alone
 DTYPES = ("float32", "float64", "float16")  # a frame's dtype is its position here
 MAX_CHUNK_BYTES = 8 * CHUNK

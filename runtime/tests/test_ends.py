@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import urllib.error
@@ -85,6 +86,21 @@ def test_sigterm_to_everybody_ends_in_a_checkpoint_that_a_new_job_goes_on_from(t
         assert worker.wait() == 0
         assert f'"joined": {step}' in worker.text()
         assert_same(job.parameters(0), alone(step + 10))
+
+
+def test_a_checkpoint_of_a_version_that_cuts_parameters_in_another_way_is_refused(tmp_path):
+    """Its chunks would be taken for others: nothing is trained, and the coordinator says why."""
+    saved = tmp_path / "saved"
+    with Cluster(tmp_path / "first", DL2_CHECKPOINT_DIR=str(saved)) as job:
+        job.server(0)
+        assert job.worker(0, "--steps", "10").wait() == 0
+        wait_for("its last checkpoint", lambda: latest(saved))
+    manifest = latest(saved)[0] / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "layout": "1/2/3"}))
+    with Cluster(tmp_path / "second", DL2_CHECKPOINT_DIR=str(saved)) as job:
+        members = [job.server(0), job.worker(0, *LONG)]
+        assert all(process.wait() not in (0, None) for process in members)
+        assert "cut as '1/2/3'" in job.status().get("error", "") + members[1].text()
 
 
 def test_every_checkpoint_is_written_also_when_workers_are_fast(tmp_path):
