@@ -38,7 +38,7 @@ from load.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = ROOT / "benchmarks" / "load" / "kvworker.py"
-STEPS = {"mlp": 300, "resnet50": 20, "1gb": 6}
+STEPS = {"mlp": 300, "resnet50": 40, "1gb": 6}
 WARM = 2  # steps that do not count
 SETTLED = 5  # steps to either side of a resize
 FOREVER = 1_000_000

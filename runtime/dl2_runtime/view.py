@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Mapping, Sequence
 
 CHUNK = 256 * 1024  # elements: 1 MiB of float32 stays in a core's own cache between socket and sum
@@ -51,9 +52,20 @@ class Chunk:
     size: int  # elements
     dtype: str
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         return self.size * ITEM_BYTES[self.dtype]
+
+    @cached_property
+    def code(self) -> int:
+        """The dtype as frames have it."""
+        return DTYPES.index(self.dtype)
+
+    @cached_property
+    def within(self) -> slice:
+        """Which bytes of the parameter."""
+        first = self.start * ITEM_BYTES[self.dtype]
+        return slice(first, first + self.nbytes)
 
 
 class Table:

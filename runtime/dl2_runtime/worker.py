@@ -29,7 +29,7 @@ from dl2_runtime.membership import Left, Membership, RuntimeLost
 from dl2_runtime.optimizers import Rule
 from dl2_runtime.settings import Settings
 from dl2_runtime.signals import on_sigterm
-from dl2_runtime.view import DTYPES, MAX_CHUNK_BYTES, Chunk, Key, Table
+from dl2_runtime.view import MAX_CHUNK_BYTES, Chunk, Key, Table
 
 DIAL_SECONDS = 5.0
 REDIAL = 0.5  # seconds between attempts to reach a server that is still a member
@@ -51,11 +51,12 @@ class Position(NamedTuple):
 class _Wanted:
     """A chunk that we wait for: what we push for it (None: we only pull), and where its value goes."""
 
-    __slots__ = ("chunk", "codec", "minimum", "out", "payload", "size")
+    __slots__ = ("chunk", "codec", "minimum", "out", "payload")
 
-    def __init__(self, chunk: Chunk, payload: Array | None, codec: int, out: Array, minimum: int) -> None:
+    def __init__(
+        self, chunk: Chunk, payload: memoryview | None, codec: int, out: memoryview, minimum: int
+    ) -> None:
         self.chunk, self.payload, self.codec, self.out, self.minimum = chunk, payload, codec, out, minimum
-        self.size = chunk.size
 
 
 class Worker:
@@ -64,11 +65,11 @@ class Worker:
         self.rule = Rule()
         self.compressor = Compressor()
         self._table = Table()
-        self._copies: dict[str, Array] = {}  # the arrays that hold the parameters, flat
+        self._copies: dict[str, Array] = {}  # the arrays that hold the parameters
         self._links: dict[str, wire.Link] = {}
         self._ruled: dict[wire.Link, Rule] = {}
         self._redial_at: dict[str, float] = {}
-        self._scratch: dict[wire.Link, Array] = {}
+        self._scratch: dict[wire.Link, memoryview] = {}
         self._wanted: dict[int, _Wanted] = {}
         self._prefetched = -1  # the step whose values a newcomer has asked for
         self._selector = selectors.DefaultSelector()
@@ -129,7 +130,8 @@ class Worker:
         keys = [Key(name, int(array.size), str(array.dtype)) for name, array in arrays.items()]
         for key, array in zip(keys, arrays.values()):
             Key.from_json(key.to_json())
-            self._copies[key.name] = flat(array)
+            bytes_of(array)
+            self._copies[key.name] = array
         self._members.declare(keys, self.rule.name == "sum")
         deadline = time.monotonic() + self.settings.limit
         while True:
@@ -158,7 +160,7 @@ class Worker:
         self._wanted.clear()
         for key in keys:
             if key.name in self._table.of:
-                self._want(key.name, None, self._copies[key.name], self._prefetched)
+                self._want(key.name, self._prefetched)
         self._exchange(until=self._members.settled)
 
     def _fetch(self, names: list[str]) -> None:
@@ -166,7 +168,7 @@ class Worker:
         fetched = self._prefetched == self._members.view.step and self._members.fresh
         for name in names:
             if not fetched:
-                self._want(name, None, self._copies[name], minimum)
+                self._want(name, minimum)
         self._exchange()
 
     def _seed(self, names: list[str]) -> None:
@@ -185,16 +187,17 @@ class Worker:
         self._members.begin_round()
         codec, step = self.compressor.codec, self.step
         for name, grad in grads.items():
-            target = flat(grad if out is None else out[name])
-            source = flat(grad)
+            array = grad if out is None else out[name]
             if self.rule.name != "sum":
-                self._copies[name] = target
+                self._copies[name] = array
+            source, target = bytes_of(grad), bytes_of(array)
             for chunk in self._table.of[name]:
-                payload = source[chunk.start : chunk.start + chunk.size]
+                payload = source[chunk.within]
                 if codec != RAW:
-                    payload = self.compressor.encode(chunk.number, payload)
+                    part = np.frombuffer(payload, chunk.dtype)
+                    payload = memoryview(self.compressor.encode(chunk.number, part)).cast("B")
                 self._wanted[chunk.number] = wanted = _Wanted(
-                    chunk, payload, codec, target[chunk.start : chunk.start + chunk.size], step
+                    chunk, payload, codec, target[chunk.within], step
                 )
                 self._ask(wanted)
         self._exchange()
@@ -260,7 +263,7 @@ class Worker:
             self._exchange()
 
     def _refresh(self) -> None:
-        self._copies.update((name, flat(array)) for name, array in self.refresh().items())
+        self._copies.update(self.refresh())
 
     # -- links to the servers --
 
@@ -293,7 +296,7 @@ class Worker:
         link = wire.Link(sock, self._place, self._deliver)
         link.peer = name
         self._links[name] = link
-        self._scratch[link] = np.empty(MAX_CHUNK_BYTES, dtype=np.uint8)
+        self._scratch[link] = memoryview(bytearray(MAX_CHUNK_BYTES))
         self._selector.register(sock, selectors.EVENT_READ, link)
 
     def _drop(self, link: wire.Link) -> None:
@@ -309,10 +312,11 @@ class Worker:
         """The link to a chunk's server; None while that server is away."""
         return self._links.get(self._members.owners[chunk.number])
 
-    def _want(self, name: str, payload: Array | None, out: Array, minimum: int) -> None:
+    def _want(self, name: str, minimum: int) -> None:
+        """Pull a parameter as it is after `minimum` rounds, or later."""
+        target = bytes_of(self._copies[name])
         for chunk in self._table.of[name]:
-            part = out[chunk.start : chunk.start + chunk.size]
-            self._wanted[chunk.number] = wanted = _Wanted(chunk, payload, RAW, part, minimum)
+            self._wanted[chunk.number] = wanted = _Wanted(chunk, None, RAW, target[chunk.within], minimum)
             self._ask(wanted)
 
     def _ask(self, wanted: _Wanted) -> None:
@@ -321,16 +325,16 @@ class Worker:
         link = self._owner(chunk)
         if link is None:
             return
-        dtype, view = DTYPES.index(chunk.dtype), self._members.view.version
+        dtype, view = chunk.code, self._members.view.version
         if wanted.payload is None:
             link.send(wire.Frame(wire.PULL, dtype, view, chunk.number, 0, 0, wanted.minimum))
             return
         if self._ruled.get(link) is not self.rule:
             self._ruled[link] = self.rule
             link.tell(self._numbered(self.rule), wire.RULE)
-        payload = memoryview(wanted.payload).cast("B")
+        payload = wanted.payload
         codec = dtype | wanted.codec << 4
-        frame = wire.Frame(wire.PUSH, codec, view, chunk.number, payload.nbytes, wanted.size, wanted.minimum)
+        frame = wire.Frame(wire.PUSH, codec, view, chunk.number, payload.nbytes, chunk.size, wanted.minimum)
         link.send(frame, (payload,))
 
     def _numbered(self, rule: Rule) -> wire.Message:
@@ -346,11 +350,11 @@ class Worker:
         link = self._owner(chunk)
         if link is None:
             return
-        part = self._copies[chunk.key][chunk.start : chunk.start + chunk.size]
+        part = bytes_of(self._copies[chunk.key])[chunk.within]
         number = list(self._table.keys).index(chunk.key)
-        dtype, view = DTYPES.index(chunk.dtype), self._members.view.version
-        frame = wire.Frame(wire.SEED, dtype, view, chunk.number, part.nbytes, number, version)
-        link.send(frame, (memoryview(part).cast("B"),))
+        view = self._members.view.version
+        frame = wire.Frame(wire.SEED, chunk.code, view, chunk.number, part.nbytes, number, version)
+        link.send(frame, (part,))
 
     # -- input and output --
 
@@ -358,7 +362,7 @@ class Worker:
         """Values come into a small buffer first, so that a parameter is never half old and half new."""
         if frame.size > MAX_CHUNK_BYTES:
             raise wire.WireError(f"{link.peer} sends {frame.size} bytes for chunk {frame.chunk}")
-        return memoryview(self._scratch[link])
+        return self._scratch[link]
 
     def _deliver(self, link: wire.Link, frame: wire.Frame, payload: memoryview) -> None:
         if frame.kind != wire.VALUE:
@@ -366,9 +370,9 @@ class Worker:
         wanted = self._wanted.get(frame.chunk)
         if wanted is None or frame.step < wanted.minimum + self._ahead(wanted):
             return  # an answer to a question that was asked again
-        if frame.aux != wanted.size or frame.size != wanted.chunk.nbytes:
+        if frame.aux != wanted.chunk.size or frame.size != wanted.chunk.nbytes:
             raise wire.WireError(f"{link.peer} sends {frame.aux} numbers for chunk {frame.chunk}")
-        np.copyto(wanted.out, self._scratch[link][: frame.size].view(wanted.chunk.dtype))
+        wanted.out[:] = payload
         del self._wanted[frame.chunk]
 
     def _ahead(self, wanted: _Wanted) -> int:
@@ -477,8 +481,13 @@ class Worker:
             self._attempt(link, selectors.EVENT_WRITE)
 
 
-def flat(array: Array) -> Array:
-    """A flat view of a C-contiguous array. Raises ValueError if it would have to be copied."""
-    if not array.flags.c_contiguous:
-        raise ValueError("arrays must be C-contiguous: they are sent from, and received into, where they are")
-    return array.reshape(-1)
+def bytes_of(array: Array) -> memoryview:
+    """The memory of an array, flat. Raises ValueError if it would have to be copied."""
+    if not array.size:
+        return memoryview(b"")
+    try:
+        return memoryview(array).cast("B")
+    except TypeError:
+        raise ValueError(
+            "arrays must be C-contiguous: they are sent from, and received into, where they are"
+        ) from None
