@@ -46,6 +46,12 @@ def parse_arguments() -> argparse.Namespace:
         default=float(environ("DL2_STEP_SECONDS", "0")),
         help="make each step last this long at least, to watch a run",
     )
+    parser.add_argument(
+        "--example-seconds",
+        type=float,
+        default=float(environ("DL2_EXAMPLE_SECONDS", "0")),
+        help="make each example last this long at least, as in a large network: more workers are faster then",
+    )
     return parser.parse_args()
 
 
@@ -96,6 +102,8 @@ def train(options: argparse.Namespace, progress: dl2_runtime.progress.Reporter) 
             with autograd.record():
                 loss = loss_of(net(mx.nd.array(images[indices])), mx.nd.array(labels[indices])).sum()
             loss.backward()
+            mx.nd.waitall()
+            time.sleep(max(0.0, started + len(indices) * options.example_seconds - time.monotonic()))
             trainer.step(options.global_batch)
             epoch, within = divmod(store.step, len(sampler))
             if not within:

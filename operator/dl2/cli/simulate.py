@@ -31,11 +31,12 @@ def command(
     node_cpu: Annotated[int, typer.Option(min=1, help="With --trace: CPUs of a node.")] = 8,
     node_gpu: Annotated[int, typer.Option(min=0, help="With --trace: GPUs of a node.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="With --trace: of speeds and noise.")] = 0,
-    clock: Annotated[Clock | None, typer.Option(help="Decide by slots, or by events too.")] = None,
+    clock: Annotated[Clock | None, typer.Option(help="Decide by slots, by events too, or as the operator.")] = None,
     interval: Annotated[float | None, typer.Option(min=1.0, help="Seconds between decisions.")] = None,
     noise: Annotated[float | None, typer.Option(min=0.0, help="Deviation of measured speeds.")] = None,
     interference: Annotated[float | None, typer.Option(min=0.0, max=0.9, help="Speed lost on a shared node.")] = None,
     resize: Annotated[float | None, typer.Option(min=0.0, help="Seconds that a resize costs.")] = None,
+    start_up: Annotated[float | None, typer.Option(min=0.0, help="Seconds until a job that starts trains.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Figures and jobs as JSON.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw shapes over time to this picture.")] = None,
     trace_to: Annotated[Path | None, typer.Option(help="Write the jobs as a trace.")] = None,
@@ -51,6 +52,7 @@ def command(
             "noise": noise,
             "interference": interference,
             "resize": resize,
+            "start_up": start_up,
         }
         changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         settings = replace(chosen.settings, **changes)

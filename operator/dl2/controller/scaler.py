@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -45,7 +46,7 @@ TICK = 1.0  # seconds
 DECISION_LIMIT = 30.0  # seconds, and never more than half the interval
 RESIZE_LIMIT = 120.0  # seconds until all members of a new shape must have joined
 MOST_SAMPLES = 64  # of one job
-_AT_ONCE = 100  # jobs looked at before others get the event loop
+_AT_ONCE = 25  # jobs looked at before others get the event loop
 
 
 @dataclass(slots=True)
@@ -132,7 +133,7 @@ class Scaler:
         number = await in_thread(
             lambda: self._write(entry, stage, now, question, observation, answers, judged)
         )
-        for key in question.jobs:
+        async for key in _in_turns(question.jobs):
             self._apply(key, question, judged, answers, number)
         self._metrics.scaling_rounds.observe(time.perf_counter() - started)
         log.info("scaling round", scaling_policy=entry.name, stage=stage, jobs=len(observation.jobs), round=number,
@@ -142,9 +143,7 @@ class Scaler:
 
     async def _question(self, spec: ScalingPolicySpec, stage: str, now: float) -> Question:
         jobs, samples, restraints, arms = {}, {}, {}, {}
-        for number, job in enumerate(list(self._store.all(DL_JOBS))):
-            if number % _AT_ONCE == _AT_ONCE - 1:
-                await asyncio.sleep(0)
+        async for job in _in_turns(list(self._store.all(DL_JOBS))):
             group = self._controller.group(job.key)
             if group is None or not isinstance(job.value, DLJob) or job.deleting or not is_sizable(job.value):
                 continue
@@ -328,6 +327,14 @@ class Scaler:
                 time.time(), None, str(key), uid, arm.value, name, "Finished", seconds, slowdown, ""
             )
             await in_thread(lambda row=row: self._log.add_outcome(row))  # type: ignore[misc]
+
+
+async def _in_turns(items: Iterable[T]) -> AsyncIterator[T]:
+    """`items`; others get the event loop after every few of them."""
+    for number, item in enumerate(items):
+        if number % _AT_ONCE == _AT_ONCE - 1:
+            await asyncio.sleep(0)
+        yield item
 
 
 def decision_log(path: Path | None) -> DecisionLog:

@@ -6,7 +6,8 @@ real coordinator serves, and lets the pods succeed at the end. Nothing here meas
 operator can be watched and tested with hundreds of jobs on a machine that could not run them.
 
 Run it as `python -m dl2.embedded.trainer_simulator --port PORT`; the operator follows its URLs only with
-`--trust-status-url`.
+`--trust-status-url`. With `--trace FILE` the DLJobs named as `dl2 simulate` names the jobs of that trace train as fast
+as they do there.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import argparse
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -25,9 +27,11 @@ from dl2.api import names
 from dl2.api.conditions import format_time, is_true
 from dl2.cluster.client import ApiError, Credentials, KubeClient
 from dl2.cluster.resources import DL_JOBS, NODES, PODS
+from dl2.scaling.interface import Scale
 
 CHECKPOINT_EVERY = 0.1  # of the whole training: what a restart falls back to
 DEFAULT_STEPS = 200
+Speed = Callable[[Scale], float]  # epochs a second
 PAUSE_SECONDS = 0.05  # for which a change of members holds up an imagined training
 
 
@@ -53,6 +57,7 @@ class Training:
     run: str = ""  # uid of the coordinator pod that leads it
     at: float = field(default_factory=time.time)
     shape: tuple[int, int] = (0, 0)
+    speed: Speed | None = None  # None: `steps_per_second`
     scaling: dict[str, Any] | None = None  # the last change of shape, as a coordinator tells of it
 
     def reshape(self, now: float, shape: tuple[int, int]) -> None:
@@ -75,6 +80,12 @@ class Training:
             self.run = run
         self.rate, self.at = rate, now
 
+    def pace(self, workers: int, servers: int) -> float:
+        """Steps a second of this shape."""
+        if self.speed is None:
+            return steps_per_second(workers, servers)
+        return self.speed(Scale(workers, servers)) * self.total / self.epochs
+
     @property
     def done(self) -> bool:
         return self.step >= self.total
@@ -92,7 +103,15 @@ class Training:
 
 
 class TrainerSimulator:
-    def __init__(self, client: KubeClient, port: int, speedup: float, interval: float) -> None:
+    def __init__(
+        self,
+        client: KubeClient,
+        port: int,
+        speedup: float,
+        interval: float,
+        speeds: Mapping[str, Speed] | None = None,  # by the job's name
+    ) -> None:
+        self._speeds = speeds or {}
         self._client, self._port, self._speedup, self._interval = client, port, speedup, interval
         self._trainings: dict[str, Training] = {}
         self._nodes: dict[str, bool] = {}  # name -> is it simulated
@@ -145,10 +164,11 @@ class TrainerSimulator:
             if not running or not await self._is_simulated(pods):
                 return
             training = self._trainings[uid] = _imagine(job)
+            training.speed = self._speeds.get(job["metadata"]["name"])
         workers, servers = (
             int((status.get(role) or {}).get("ready") or 0) for role in ("workers", "servers")
         )
-        rate = steps_per_second(workers, servers) if running else 0.0
+        rate = training.pace(workers, servers) if running else 0.0
         coordinator = next((pod for pod in pods if _role(pod) == names.COORDINATOR), None)
         run, now = coordinator["metadata"]["uid"] if coordinator else "", time.time()
         training.advance(now, rate, run, self._speedup)
@@ -220,7 +240,18 @@ def _succeeded(pod: Mapping[str, Any]) -> dict[str, Any]:
 
 async def _main(arguments: argparse.Namespace) -> None:
     async with KubeClient(Credentials(arguments.kubeconfig)) as client:
-        await TrainerSimulator(client, arguments.port, arguments.speedup, arguments.interval).run()
+        simulator = TrainerSimulator(
+            client, arguments.port, arguments.speedup, arguments.interval, _speeds(arguments)
+        )
+        await simulator.run()
+
+
+def _speeds(arguments: argparse.Namespace) -> dict[str, Speed]:
+    if arguments.trace is None:
+        return {}
+    from dl2.learning.traces import read_trace
+
+    return {job.id: job.speed for job in read_trace(arguments.trace, arguments.trace_seed)}
 
 
 def main() -> None:
@@ -231,6 +262,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--speedup", type=float, default=1.0, help="imagined seconds per second")
     parser.add_argument("--interval", type=float, default=1.0, help="seconds between two looks at the jobs")
+    parser.add_argument("--trace", type=Path, help="take the speeds of its jobs from this trace")
+    parser.add_argument("--trace-seed", type=int, default=0, help="as `dl2 simulate --seed`")
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_main(parser.parse_args()))
 

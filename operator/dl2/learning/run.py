@@ -71,6 +71,9 @@ def run(name: str, case: Case) -> Outcome:
     thinking = 0.0
     while not simulation.over:
         observation = simulation.observe()
+        if not simulation.asks:
+            simulation.step(simulation.held(observation), observation)
+            continue
         begin = time.perf_counter()
         answer = policy.allocate(observation)
         thinking += time.perf_counter() - begin

@@ -1,7 +1,8 @@
 """A cluster in simulated time: jobs arrive, a policy shapes them, they train as fast as the physics lets them.
 
-Two clocks. Slotted: the policy decides every `interval` and nothing changes in between, as in DL2's paper; a job
+Three clocks. Slotted: the policy decides every `interval` and nothing changes in between, as in DL2's paper; a job
 may end inside a slot. Event-driven: it also decides when a job arrives or ends and when a node fails or returns.
+Operator: it decides every `interval`, and who waits in between starts at its minimum as soon as there is room.
 Placement and cutting are the shared ones (`dl2.scaling.cutter`), budgets the decision core's (`quotas`).
 """
 
@@ -27,6 +28,7 @@ _KEPT_SAMPLES = 64  # of one job; an operator does not keep them for ever either
 class Clock(StrEnum):
     SLOTTED = "slotted"
     EVENTS = "events"
+    OPERATOR = "operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,25 @@ class Simulation:
             self._quotas = self._quotas or Quotas(self._queues, nodes)
             budgets = self._quotas.budgets(views)
         return Observation(self.now, self.settings.interval, views, nodes, budgets)
+
+    @property
+    def asks(self) -> bool:
+        """Is it the policy's turn? If not, the answer is `held`."""
+        past = self.now % self.settings.interval
+        on_time = min(past, self.settings.interval - past) < 1e-6 * self.settings.interval
+        return self.settings.clock is not Clock.OPERATOR or on_time
+
+    def held(self, observation: Observation) -> dict[str, Scale]:
+        """What the operator does between two decisions: all keep their shape; who waits, the first to come first,
+        starts at its minimum where that takes nothing from the others.
+        """
+        answer = {name: live.scale for name, live in self._live.items() if live.scale.workers}
+        waiting = (live.job for live in self._live.values() if not live.scale.workers)
+        for job in sorted(waiting, key=lambda job: (job.submitted_at, job.id)):
+            wider = {**answer, job.id: job.minimum}
+            if cut(observation, wider).scales == wider:
+                answer = wider
+        return answer
 
     def step(self, answer: Mapping[str, Any], observation: Observation | None = None) -> Cut:
         """Apply `answer` and go on to the next decision, over slots in which there is no job."""

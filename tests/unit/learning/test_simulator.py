@@ -63,6 +63,36 @@ def test_a_job_waits_for_the_next_slot_but_not_for_events() -> None:
     assert next(end for end in events.finished if end.id == "b").started_at == pytest.approx(100.0)
 
 
+def operated(*jobs: Job, nodes: int) -> Simulation:
+    """On the operator's clock, with a policy that wants five workers for everybody."""
+    sim = simulation(*jobs, settings=replace(QUIET, clock=Clock.OPERATOR), nodes=nodes)
+    while not sim.over:
+        seen = sim.observe()
+        sim.step({view.id: Scale(5, 1) for view in seen.jobs} if sim.asks else sim.held(seen), seen)
+    return sim
+
+
+def test_under_the_operator_a_job_starts_at_its_minimum_and_grows_at_the_next_round() -> None:
+    sim = operated(job("a", epochs=100.0), job("b", submitted_at=100.0), nodes=4)
+    told = [(at, scale) for at, name, scale in sim.tally.shapes if name == "b"]
+    assert told[:2] == [(100.0, Scale(1, 1)), (1200.0, Scale(5, 1))]
+    assert [at for at, name, _ in sim.tally.shapes if name == "a"][:1] == [0.0]
+    assert len([name for _, name, _ in sim.tally.shapes if name == "a"]) == 2  # it started and it ended
+
+
+def test_under_the_operator_who_finds_no_room_between_rounds_takes_nothing_from_others() -> None:
+    first = [job(name, worker_requests={"cpu": 1000}, epochs=5.0) for name in ("a", "b")]
+    late = [job("c", submitted_at=100.0), job("d", submitted_at=100.0, maximum=Scale(1, 1))]
+    sim = operated(*first, *late, nodes=2)  # a and b take 12 of 16 CPUs: c and d fit in
+    starts = {name: at for at, name, _ in reversed(sim.tally.shapes)}
+    assert starts == {"a": 0.0, "b": 0.0, "c": 100.0, "d": 100.0}
+    small = operated(*first, job("c", submitted_at=100.0), nodes=1)  # they share 8 of 8: c waits for an end
+    starts = {name: at for at, name, _ in reversed(small.tally.shapes)}
+    ends = [end.finished_at for end in small.tally.finished if end.id in ("a", "b")]
+    assert starts["c"] in (*ends, 1200.0)
+    assert starts["c"] > 100.0
+
+
 def test_resizes_and_starts_cost_what_they_are_said_to() -> None:
     settings = replace(QUIET, start_up=60.0, resize=100.0)
     sim = simulation(job(), settings=settings)
