@@ -57,7 +57,8 @@ class Process:
             ) from None
 
     def text(self) -> str:
-        return self.log.read_text(errors="replace")
+        """What it has printed; nothing once its log was removed, as long runs do with those who left."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def kill(self) -> None:
         if self.popen.poll() is None:
