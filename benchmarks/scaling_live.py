@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import csv
 import json
 import os
 import platform
@@ -34,6 +35,7 @@ from dl2.embedded.cluster import EmbeddedCluster
 from dl2.embedded.processes import ProcessSpec
 from dl2.learning.traces import read_trace, write_trace
 from dl2.learning.workload import GPU, Job, Recipe, draw
+from dl2.scaling.guardrails import Ruling
 from dl2.scaling.interface import Scale
 from dl2.scheduling.quantities import format_quantity
 from operator_scale import Operator, create
@@ -125,6 +127,9 @@ async def play(
                 left = sum(not (job.get("status") or {}).get("completionTime") for job in found)
                 print(f"  {left} left after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
                 if not left:
+                    for ruling in Ruling:
+                        count = operator.metric("dl2_scaling_verdicts_total", ruling=ruling.value)
+                        print(f"  verdicts {ruling.value}: {count:.0f}", file=sys.stderr)
                     return found
                 await asyncio.sleep(10)
 
@@ -134,6 +139,19 @@ def between(job: dict[str, Any], field: str) -> float:
     return parse_time(job["status"][field]) - parse_time(job["metadata"]["creationTimestamp"])
 
 
+def tabulate(
+    path: Path, jobs: Sequence[Job], predicted: dict[str, Any], done: Sequence[Any], speedup: float
+) -> None:
+    """One row a job: simulated and live completion time on the trace's clock."""
+    expected = {job["id"]: job["jct"] for job in predicted["jobs"]}
+    found = {job["metadata"]["name"]: between(job, "completionTime") * speedup for job in done}
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("job", "model", "submitted", "epochs", "simulated", "live"))
+        for job in jobs:
+            rows.writerow((job.id, job.model, job.submitted_at, job.epochs, expected[job.id], found[job.id]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--policy", default="drf")
@@ -141,6 +159,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=200)
     parser.add_argument("--speedup", type=float, default=6.0)
     parser.add_argument("--seed", type=int, default=1, help="which trace is drawn")
+    parser.add_argument("--table", type=Path, help="write a CSV of all jobs to this file")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     asked = parser.parse_args()
     with EmbeddedCluster(
@@ -154,6 +173,8 @@ def main() -> None:
             file=sys.stderr,
         )
         done = asyncio.run(play(cluster, jobs, path, asked.policy, asked.speedup))
+    if asked.table:
+        tabulate(asked.table, jobs, predicted, done, asked.speedup)
     live = statistics.mean(between(job, "completionTime") for job in done) * asked.speedup
     figures = {
         "policy": asked.policy,
