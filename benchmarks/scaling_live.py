@@ -43,8 +43,8 @@ from operator_scale import Operator, create
 TARGET_PERCENT = 5.0
 NODE_CPU, NODE_GPU = 64, 8
 INTERVAL = 20  # real seconds between two decisions
-START_SECONDS = 4.0  # real: until a job that starts trains, and until its end is seen
-RESIZE_SECONDS = 1.5  # real: what a job loses while members come that it could use already
+START_SECONDS = 1.5  # real: until a job that starts trains, and until its end is seen
+RESIZE_SECONDS = 1.0  # real: what a job loses while members come that it could use already
 SEED = 0  # of the trace's speeds
 
 
