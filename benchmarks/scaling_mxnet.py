@@ -36,11 +36,11 @@ from dl2.embedded.processes import ProcessSpec
 from dl2.learning.statistics import below
 
 TEAM = "team"
-EPOCHS = (10, 24, 6, 16, 8)  # of the jobs, in the order in which they come
-EVERY = 8.0  # seconds between two arrivals
-EXAMPLE_SECONDS = 0.006
+EPOCHS = (6, 14, 4)  # of the jobs, in the order in which they come
+EVERY = 12.0  # seconds between two arrivals
+EXAMPLE_SECONDS = 0.01
 INTERVAL = 5
-CPU = "1200m"  # of the queue: a member asks for 50m, a coordinator for 100m
+CPU = "850m"  # of the queue: a member asks for 50m, a coordinator for 100m
 LIMIT = 600.0
 Raw = dict[str, Any]
 

@@ -41,6 +41,7 @@ class PodRecord:
     node: str | None = None
     phase: str = "Pending"
     ready: bool = False
+    joined: bool = False  # it is ready, or was once
     gated: bool = False
     released: bool = False  # our annotation: the operator took the gate away
     deleting: bool = False
@@ -170,6 +171,17 @@ def _failure(status: Raw) -> str:
     return str(status.get("message") or status.get("reason") or "failed")
 
 
+def _was_ready(ready: Raw, status: Raw) -> bool:
+    """Who became unready after its first container had started was ready in between: kubelet begins with unready."""
+    states = [container.get("state") or {} for container in status.get("containerStatuses") or ()]
+    began = [
+        (state.get("running") or state.get("terminated") or {}).get("startedAt") for state in states if state
+    ]
+    times = [parse_time(at) for at in began if at]
+    changed = ready.get("lastTransitionTime")
+    return ready.get("status") == "True" or bool(changed and times and parse_time(changed) > min(times))
+
+
 def _int(text: Any, default: int) -> int:
     try:
         return int(text)
@@ -205,6 +217,7 @@ def parse_pod(raw: Raw) -> PodRecord:
         node=spec.get("nodeName") or None,
         phase=phase,
         ready=(conditions.get("Ready") or {}).get("status") == "True",
+        joined=_was_ready(conditions.get("Ready") or {}, status),
         gated=GATE in gates,
         released=RELEASED in annotations,
         deleting=bool(meta.get("deletionTimestamp")),

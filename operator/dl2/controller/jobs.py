@@ -124,11 +124,21 @@ def _judge(view: JobView, roles: Sequence[Role]) -> Report:
 
 
 def _all_workers_succeeded(view: JobView, pods: Sequence[PodRecord], roles: Sequence[Role]) -> bool:
-    """All that were admitted; all that are wanted where the job lost its admission in that very moment."""
+    """All that were admitted; all that are wanted where the job lost its admission in that very moment.
+
+    The coordinator of an elastic job ends well when all workers that had joined have: one that is still on its way then
+    comes too late, and would wait for it in vain.
+    """
     wanted = next((role.count for role in roles if role.name == names.WORKER), 0)
     done = [p for p in pods if p.member == names.WORKER and p.phase == "Succeeded"]
     succeeded = sum(1 for p in done if not p.deleting)  # one that is sent away counts for nothing
+    if succeeded and not view.framework.restarts_together and _coordinator_succeeded(pods):
+        return not any(p.joined for p in pods if p.member == names.WORKER and not (p.finished or p.deleting))
     return 0 < view.admitted.get(names.WORKER, wanted) <= succeeded
+
+
+def _coordinator_succeeded(pods: Sequence[PodRecord]) -> bool:
+    return any(p.member == names.COORDINATOR and p.phase == "Succeeded" and not p.deleting for p in pods)
 
 
 def _deadline(view: JobView) -> Report | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -523,6 +524,30 @@ def test_an_elastic_job_whose_members_end_one_by_one_runs_to_its_end() -> None:
               pod("worker", 1, "released")]  # fmt: skip
     written = status(keep(job(runtime="elastic", status=RUNS), *ending, held=held))
     assert written["state"] == "Running"
+
+
+@pytest.mark.parametrize(
+    ("late", "state"),
+    [
+        (pod("worker", 1, "gated"), "Succeeded"),
+        (pod("worker", 1, "released"), "Succeeded"),
+        (replace(pod("worker", 1, "running"), ready=False, joined=False), "Succeeded"),
+        (replace(pod("worker", 1, "running"), ready=False, joined=True), "Running"),  # it saves its model
+        (pod("worker", 1, "running"), "Running"),
+    ],
+    ids=["gated", "not bound", "never joined", "joined once", "joined"],
+)
+def test_an_elastic_job_that_is_done_does_not_wait_for_a_worker_that_comes_too_late(
+    late: Any, state: str
+) -> None:
+    pods = [
+        pod("coordinator", 0, "succeeded"),
+        pod("server", 0, "succeeded"),
+        pod("worker", 0, "succeeded"),
+        late,
+    ]
+    held = group(SHAPE, SHAPE, more=[condition("PodsReady", False)])
+    assert status(keep(job(runtime="elastic", status=RUNS), *pods, held=held))["state"] == state
 
 
 def test_the_last_scaling_is_what_the_coordinator_tells() -> None:
