@@ -149,8 +149,8 @@ class Server:
             restored = self._restored(plan, message)
             for server in dict.fromkeys(plan.outgoing.values()):
                 socks[server] = self._dial(server, plan.view.servers[server])
-        except (OSError, ValueError) as error:
-            log.warning("view %d cannot be prepared: %s", plan.view.version, error)
+        except Exception as error:  # as in `_heard`: a server that stopped half-way would hang the job
+            log.warning("view %d cannot be prepared: %s", plan.view.version, error, exc_info=True)
             for sock in socks.values():
                 sock.close()
             failure = {"type": "failed", "version": plan.view.version, "error": str(error)}

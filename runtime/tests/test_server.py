@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 
 import numpy as np
@@ -13,7 +14,7 @@ from dl2_runtime.optimizers import Rule
 from dl2_runtime.server import Server
 from dl2_runtime.settings import SERVER, Settings
 from dl2_runtime.slots import Slot, bytes_of
-from dl2_runtime.view import View
+from dl2_runtime.view import LAYOUT, View
 
 CLOCK = 3  # the round that the taker begins with
 SIZE = 4
@@ -74,6 +75,20 @@ def giver():
     wait_for("its answer to the plan", lambda: made.reports)
     assert [report["type"] for report in made.reports] == ["planned"]
     return made
+
+
+def test_a_checkpoint_that_makes_no_sense_is_told_and_hangs_nobody(tmp_path):
+    """It is read in a thread; whatever that meets must reach the coordinator, which waits for an answer."""
+    manifest = {"step": 1, "keys": [["w", SIZE, "float32"]], "parts": ["server-0"], "layout": LAYOUT}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "server-0.part").write_bytes(b'[{"no": "chunk"}]\n')
+    server = Server(Settings(role=SERVER, port=0))
+    reports: list[wire.Message] = []
+    server._control.tell = reports.append
+    view = View(1, 1, ("w0",), {server._settings.id: "a:1"}, (server._settings.id,))
+    server._heard({"type": "plan", "view": view.to_json(), "restore": str(tmp_path)})
+    wait_for("its answer", lambda: reports, limit=5)
+    assert (reports[0]["type"], reports[0]["version"]) == ("failed", 1)
 
 
 def test_a_chunk_leaves_once_the_last_round_before_the_clock_is_over_for_it(giver):
