@@ -35,9 +35,11 @@ from typing import Any
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from dl2.api import names
 from dl2.embedded.cluster import EmbeddedCluster
 from dl2.embedded.waiting import wait_until
 from load import podgroups
+from load.manifests import manifest
 from load.podgroups import CAPACITY, CLASSES, MAX_CPUS, MIN_CPUS, QUEUES, TREES, Load, Report, Server
 from load.ports import free_port
 
@@ -77,7 +79,7 @@ def objects() -> Iterator[dict[str, Any]]:
 
 
 def _queue(name: str, spec: dict[str, Any]) -> dict[str, Any]:
-    return {"apiVersion": "dl2.dev/v1alpha1", "kind": "TenantQueue", "metadata": {"name": name}, "spec": spec}
+    return manifest(names.TENANT_QUEUE, name, spec)
 
 
 class Process:

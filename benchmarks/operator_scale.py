@@ -35,6 +35,7 @@ from dl2.api import names
 from dl2.cluster.client import ApiError, Credentials, KubeClient
 from dl2.cluster.resources import DL_JOBS, PODS, TENANT_QUEUES, Resource
 from dl2.embedded.cluster import EmbeddedCluster
+from load.manifests import manifest
 
 TARGETS = {"peak_rss_mib": 500.0, "change_to_effect_seconds": 2.0, "startup_to_ready_seconds": 60.0}
 NAMESPACE = Resource("Namespace", "namespaces", namespaced=False)
@@ -60,9 +61,7 @@ def job(name: str, pods: int) -> dict[str, Any]:
 
 def dljob(name: str, **spec: Any) -> dict[str, Any]:
     """In one of the namespaces, by the number at the end of its name."""
-    namespace = f"space-{int(name.rsplit('-', 1)[1]) % SPACES}"
-    metadata = {"name": name, "namespace": namespace}
-    return {"apiVersion": names.API_VERSION, "kind": names.DL_JOB, "metadata": metadata, "spec": spec}
+    return manifest(names.DL_JOB, name, spec, namespace=f"space-{int(name.rsplit('-', 1)[1]) % SPACES}")
 
 
 class Operator:
@@ -157,11 +156,7 @@ async def prepare(cluster: EmbeddedCluster, client: KubeClient) -> None:
         NAMESPACE,
         [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": s}} for s in spaces],
     )
-    queues = [
-        {"apiVersion": names.API_VERSION, "kind": names.TENANT_QUEUE, "metadata": {"name": s},
-         "spec": {"resources": {"cpu": {"max": "100k"}}}}
-        for s in spaces
-    ]  # fmt: skip
+    queues = [manifest(names.TENANT_QUEUE, s, {"resources": {"cpu": {"max": "100k"}}}) for s in spaces]
     await create_all(client, TENANT_QUEUES, queues)
     for space in spaces:
         await asyncio.to_thread(cluster.wait_service_account, space)

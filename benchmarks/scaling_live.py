@@ -38,6 +38,7 @@ from dl2.learning.workload import GPU, Job, Recipe, draw
 from dl2.scaling.guardrails import Ruling
 from dl2.scaling.interface import Scale
 from dl2.scheduling.quantities import format_quantity
+from load.manifests import manifest, scaling_policy
 from operator_scale import Operator, create
 
 TARGET_PERCENT = 5.0
@@ -86,15 +87,7 @@ def dljob(job: Job) -> dict[str, Any]:
         "workers": role(dict(job.worker_requests), job.minimum.workers, job.maximum.workers),
         "servers": role(dict(job.server_requests), job.minimum.servers, job.maximum.servers),
     }
-    metadata = {"name": job.id, "namespace": "default"}
-    return {"apiVersion": names.API_VERSION, "kind": names.DL_JOB, "metadata": metadata, "spec": spec}
-
-
-def scaling_policy(champion: str) -> dict[str, Any]:
-    guardrails = {"minGainPercent": 0, "maxScaleStep": 16}
-    spec = {"champion": champion, "intervalSeconds": INTERVAL, "guardrails": guardrails}
-    metadata = {"name": "training"}
-    return {"apiVersion": names.API_VERSION, "kind": "ScalingPolicy", "metadata": metadata, "spec": spec}
+    return manifest(names.DL_JOB, job.id, spec, namespace="default")
 
 
 async def play(
@@ -108,13 +101,13 @@ async def play(
         str(SEED),
     )  # fmt: skip
     capacity = {"cpu": {"max": "1M"}, GPU: {"max": "1M"}}
-    queue = {"apiVersion": names.API_VERSION, "kind": names.TENANT_QUEUE, "metadata": {"name": "default"},
-             "spec": {"resources": capacity}}  # fmt: skip
+    guardrails = {"minGainPercent": 0, "maxScaleStep": 16}
     async with KubeClient(Credentials(str(cluster.kubeconfig))) as client:
-        await create(client, TENANT_QUEUES, queue)
+        await create(client, TENANT_QUEUES, manifest(names.TENANT_QUEUE, "default", {"resources": capacity}))
         with operator.running():
             cluster.processes.ensure(ProcessSpec(name="trainer-simulator", argv=simulator))
-            await create(client, SCALING_POLICIES, scaling_policy(policy))
+            decides = scaling_policy(champion=policy, intervalSeconds=INTERVAL, guardrails=guardrails)
+            await create(client, SCALING_POLICIES, decides)
             await asyncio.sleep(5)
             began = time.monotonic()
             for n, job in enumerate(jobs):

@@ -20,13 +20,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dl2.api import names
 from dl2.cluster.client import Credentials, KubeClient
 from dl2.cluster.resources import SCALING_POLICIES, TENANT_QUEUES
 from dl2.embedded.cluster import EmbeddedCluster
 from dl2.embedded.processes import ProcessSpec
 from dl2.embedded.waiting import wait_until
 from dl2.web.metrics import BLOCK_SECONDS
+from load.manifests import scaling_policy
 from operator_scale import SLOTS, SPACES, TEMPLATE, Operator, create, dljob, load, prepare
 
 TARGETS = {"round_seconds": 5.0, "loop_ms": 200.0, "block_ms": 20.0, "peak_rss_mib": 600.0}
@@ -45,14 +45,6 @@ def job(name: str) -> dict[str, Any]:
         workers={"min": 1, "max": 8, "template": TEMPLATE},
         servers={"min": 1, "max": 4, "template": TEMPLATE},
     )
-
-
-def policy(challenger: str) -> dict[str, Any]:
-    spec = {"stage": "Shadow", "champion": "drf", "challenger": challenger, "intervalSeconds": INTERVAL,
-            "guardrails": {"minGainPercent": 0}}  # fmt: skip
-    return {
-        "apiVersion": names.API_VERSION, "kind": "ScalingPolicy", "metadata": {"name": "training"}, "spec": spec
-    }  # fmt: skip
 
 
 async def bound(client: KubeClient, jobs: int) -> None:
@@ -80,7 +72,9 @@ async def measure(cluster: EmbeddedCluster, jobs: int, rounds: int, challenger: 
             await bound(client, jobs)
             cluster.processes.ensure(ProcessSpec(name="trainer-simulator", argv=simulator))
             await asyncio.sleep(60)  # speeds are told
-            await create(client, SCALING_POLICIES, policy(challenger))
+            shadow = scaling_policy(stage="Shadow", champion="drf", challenger=challenger, intervalSeconds=INTERVAL,
+                                    guardrails={"minGainPercent": 0})  # fmt: skip
+            await create(client, SCALING_POLICIES, shadow)
             await asyncio.to_thread(watch, operator, rounds)
             count = operator.metric("dl2_scaling_round_seconds_count")
             figures |= {

@@ -13,27 +13,25 @@ last two must be 0), `members_lost`: pods of a first coordinator, server or work
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dl2 import resources
 from dl2.api import names
-from dl2.api.conditions import parse_time
+from dl2.demo.workload import example
 from dl2.embedded.cluster import EmbeddedCluster
-from dl2.embedded.processes import ProcessSpec
 from dl2.learning.statistics import below
+from load.manifests import manifest, scaling_policy
+from operator_scale import Operator
+from scaling_live import between
 
 TEAM = "team"
 EPOCHS = (6, 14, 4)  # of the jobs, in the order in which they come
@@ -57,39 +55,22 @@ class Seen:
 
 
 def job(name: str, epochs: int) -> Raw:
-    made: Raw = yaml.safe_load((resources.directory("examples") / "dljob-elastic.yaml").read_text())
-    made = copy.deepcopy(made)
-    made["metadata"] = {"name": name, "namespace": TEAM}
-    spec = made["spec"]
+    spec = example("dljob-elastic.yaml")["spec"]
     spec["queue"], spec["training"]["epochs"] = TEAM, epochs
     spec["scaling"] = {"mode": "Auto", "cooldownSeconds": 0}
     for role in ("workers", "servers"):
         (container,) = spec[role]["template"]["spec"]["containers"]
         container["env"] = [{"name": "DL2_EXAMPLE_SECONDS", "value": str(EXAMPLE_SECONDS)}]
         container["resources"]["requests"] = {"cpu": "50m", "memory": "64Mi"}
-    return made
+    return manifest(names.DL_JOB, name, spec, namespace=TEAM)
 
 
 def objects(policy: str) -> list[Raw]:
-    limits = {"cpu": {"max": CPU}}
-    queue = {"apiVersion": names.API_VERSION, "kind": names.TENANT_QUEUE, "metadata": {"name": TEAM},
-             "spec": {"resources": limits}}  # fmt: skip
-    spec = {"champion": policy, "intervalSeconds": INTERVAL, "guardrails": {"minGainPercent": 0}}
-    scaling = {"apiVersion": names.API_VERSION, "kind": "ScalingPolicy", "metadata": {"name": "training"},
-               "spec": spec}  # fmt: skip
-    return [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": TEAM}}, queue, scaling]
-
-
-@contextmanager
-def operator(cluster: EmbeddedCluster) -> Iterator[None]:
-    listen = f"127.0.0.1:{cluster.port('operator')}"
-    argv = (sys.executable, "-m", "dl2", "run", "--kubeconfig", str(cluster.kubeconfig), "--listen", listen,
-            "--progress-seconds", "1", "--log-level", "WARNING")  # fmt: skip
-    cluster.processes.ensure(ProcessSpec(name="operator", argv=argv))
-    try:
-        yield
-    finally:
-        cluster.processes.remove("operator")
+    return [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": TEAM}},
+        manifest(names.TENANT_QUEUE, TEAM, {"resources": {"cpu": {"max": CPU}}}),
+        scaling_policy(champion=policy, intervalSeconds=INTERVAL, guardrails={"minGainPercent": 0}),
+    ]
 
 
 def apply(cluster: EmbeddedCluster, *bodies: Raw) -> None:
@@ -103,7 +84,8 @@ def items(cluster: EmbeddedCluster, kind: str) -> list[Raw]:
 def play(cluster: EmbeddedCluster, policy: str) -> Seen:
     """All jobs to their end, under an operator of its own."""
     seen, founders, steps, scalings = Seen(), dict[str, str](), dict[str, int](), set[tuple[str, str]]()
-    with operator(cluster):
+    operator = Operator(cluster, cluster.directory / "operator.log", "--progress-seconds", "1")
+    with operator.running():
         apply(cluster, *objects(policy))
         cluster.wait_service_account(TEAM)
         began, left = time.monotonic(), list(enumerate(EPOCHS))
@@ -132,9 +114,7 @@ def play(cluster: EmbeddedCluster, policy: str) -> Seen:
         for found in ends:
             status = found["status"]
             seen.restarts += int(status.get("restarts") or 0)
-            seen.times.append(
-                parse_time(status["completionTime"]) - parse_time(found["metadata"]["creationTimestamp"])
-            )
+            seen.times.append(between(found, "completionTime"))
         seen.resizes = len(scalings)
         cluster.kubectl("delete", "dljobs", "-n", TEAM, "--all", "--wait")
         cluster.kubectl("wait", "pods", "-n", TEAM, "--all", "--for=delete", "--timeout=60s")

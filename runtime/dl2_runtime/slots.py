@@ -146,4 +146,12 @@ class Slot:
 
 
 def bytes_of(array: Array) -> memoryview:
-    return memoryview(array).cast("B")
+    """The memory of an array, flat. Raises ValueError if it would have to be copied."""
+    if not array.size:
+        return memoryview(b"")
+    try:
+        return memoryview(array).cast("B")
+    except TypeError:
+        raise ValueError(
+            "arrays must be C-contiguous: they are sent from, and received into, where they are"
+        ) from None

@@ -29,6 +29,7 @@ from dl2_runtime.membership import Left, Membership, RuntimeLost
 from dl2_runtime.optimizers import Rule
 from dl2_runtime.settings import Settings
 from dl2_runtime.signals import on_sigterm
+from dl2_runtime.slots import bytes_of
 from dl2_runtime.view import MAX_CHUNK_BYTES, Chunk, Key, Table
 
 DIAL_SECONDS = 5.0
@@ -195,7 +196,7 @@ class Worker:
                 payload = source[chunk.within]
                 if codec != RAW:
                     part = np.frombuffer(payload, chunk.dtype)
-                    payload = memoryview(self.compressor.encode(chunk.number, part)).cast("B")
+                    payload = bytes_of(self.compressor.encode(chunk.number, part))
                 self._wanted[chunk.number] = wanted = _Wanted(
                     chunk, payload, codec, target[chunk.within], step
                 )
@@ -479,15 +480,3 @@ class Worker:
                 self._ask(self._wanted[number])
         for link in list(self._links.values()):
             self._attempt(link, selectors.EVENT_WRITE)
-
-
-def bytes_of(array: Array) -> memoryview:
-    """The memory of an array, flat. Raises ValueError if it would have to be copied."""
-    if not array.size:
-        return memoryview(b"")
-    try:
-        return memoryview(array).cast("B")
-    except TypeError:
-        raise ValueError(
-            "arrays must be C-contiguous: they are sent from, and received into, where they are"
-        ) from None

@@ -173,13 +173,15 @@ def _failure(status: Raw) -> str:
 
 def _was_ready(ready: Raw, status: Raw) -> bool:
     """Who became unready after its first container had started was ready in between: kubelet begins with unready."""
+    changed = ready.get("lastTransitionTime")
+    if ready.get("status") == "True" or not changed:
+        return ready.get("status") == "True"
     states = [container.get("state") or {} for container in status.get("containerStatuses") or ()]
     began = [
         (state.get("running") or state.get("terminated") or {}).get("startedAt") for state in states if state
     ]
     times = [parse_time(at) for at in began if at]
-    changed = ready.get("lastTransitionTime")
-    return ready.get("status") == "True" or bool(changed and times and parse_time(changed) > min(times))
+    return bool(times) and parse_time(changed) > min(times)
 
 
 def _int(text: Any, default: int) -> int:

@@ -26,7 +26,7 @@ from dl2.controller.groups import admitted_counts, delete_pod
 from dl2.controller.jobstatus import OWNED, RESIZED, Report, job_status
 from dl2.controller.outcome import Outcome, put_status
 from dl2.controller.progress import Progress
-from dl2.controller.resizing import SCALED
+from dl2.controller.resizing import SCALED, succeeded
 from dl2.controller.settings import PodSettings
 from dl2.scheduling.plan import Reason
 from dl2.scheduling.quantities import format_quantity
@@ -130,15 +130,10 @@ def _all_workers_succeeded(view: JobView, pods: Sequence[PodRecord], roles: Sequ
     comes too late, and would wait for it in vain.
     """
     wanted = next((role.count for role in roles if role.name == names.WORKER), 0)
-    done = [p for p in pods if p.member == names.WORKER and p.phase == "Succeeded"]
-    succeeded = sum(1 for p in done if not p.deleting)  # one that is sent away counts for nothing
-    if succeeded and not view.framework.restarts_together and _coordinator_succeeded(pods):
+    done = succeeded(pods, names.WORKER)
+    if done and not view.framework.restarts_together and succeeded(pods, names.COORDINATOR):
         return not any(p.joined for p in pods if p.member == names.WORKER and not (p.finished or p.deleting))
-    return 0 < view.admitted.get(names.WORKER, wanted) <= succeeded
-
-
-def _coordinator_succeeded(pods: Sequence[PodRecord]) -> bool:
-    return any(p.member == names.COORDINATOR and p.phase == "Succeeded" and not p.deleting for p in pods)
+    return 0 < view.admitted.get(names.WORKER, wanted) <= done
 
 
 def _deadline(view: JobView) -> Report | None:

@@ -19,9 +19,14 @@ def ready(pods: Sequence[PodRecord], role: str) -> int:
     return sum(1 for p in pods if p.member == role and p.ready and not p.gated and not p.deleting)
 
 
+def succeeded(pods: Sequence[PodRecord], role: str) -> int:
+    """How many have ended well; one that is sent away counts for nothing."""
+    return sum(1 for p in pods if p.member == role and p.phase == "Succeeded" and not p.deleting)
+
+
 def _is_finished(pods: Sequence[PodRecord]) -> bool:
     """Only a worker that has finished the training ends well of its own accord."""
-    return any(p.member == names.WORKER and p.phase == "Succeeded" and not p.deleting for p in pods)
+    return succeeded(pods, names.WORKER) > 0
 
 
 def can_train(pods: Sequence[PodRecord], roles: Sequence[Role]) -> bool:
