@@ -9,7 +9,7 @@ import pytest
 import urllib3
 
 from dl2.embedded.cluster import EmbeddedCluster
-from tests.integration.operator_harness import Api, Operator, Process, queue, trainers
+from tests.integration.operator_harness import Api, Operator, Process, describe_nodes, queue, trainers
 
 
 @pytest.fixture(scope="session")
@@ -70,9 +70,14 @@ def simulated_trainers(embedded_cluster: EmbeddedCluster, tmp_path: Path) -> Ite
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """A failed test shows the end of the operator's log."""
+    """A failed test shows the end of the operator's log, all that it complained of, what it knows, and the nodes."""
     report = yield
-    operator = getattr(item, "funcargs", {}).get("operator")
+    fixtures = getattr(item, "funcargs", {})
+    operator, cluster = fixtures.get("operator"), fixtures.get("embedded_cluster")
     if report.failed and isinstance(operator, Operator):
         report.sections.append(("operator log", operator.tail()))
+        report.sections.append(("operator complaints", operator.complaints()))
+        report.sections.append(("operator freshness", operator.freshness()))
+    if report.failed and isinstance(cluster, EmbeddedCluster):
+        report.sections.append(("nodes", describe_nodes(cluster)))
     return report

@@ -59,6 +59,14 @@ def free_port() -> int:
         return port
 
 
+def describe_nodes(cluster: EmbeddedCluster) -> str:
+    """The nodes with their labels, taints and conditions, or why nobody can tell."""
+    try:
+        return cluster.kubectl("describe", "nodes", "--show-events=false")
+    except Exception as error:
+        return str(error)
+
+
 class Process:
     """`python -m ...` in a process group of its own, logging to a file."""
 
@@ -145,6 +153,17 @@ class Operator(Process):
             return self.page("/readyz")[0] == 200
 
         eventually(ready, "the operator becoming ready")
+
+    def complaints(self, lines: int = 20) -> str:
+        """The last lines of its log that are not at level info."""
+        written = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        return "\n".join([line for line in written if '"level":"info"' not in line][-lines:])
+
+    def freshness(self) -> str:
+        """What its metrics say of its watches and LISTs, and of what it knows."""
+        _, text = self.page("/metrics")
+        told = ("dl2_watch", "dl2_last_list", "dl2_failed_passes", "dl2_open_writes", "dl2_store_objects")
+        return "\n".join(line for line in text.splitlines() if line.startswith(told))
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of all series of `name` that carry `labels`."""

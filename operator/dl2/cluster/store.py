@@ -1,8 +1,8 @@
 """What the operator believes the cluster looks like: a UID-keyed store fed by watches, write responses and LISTs.
 
 Three channels tell about the same object in any order, so an older resource version never replaces a newer one
-(versions of one API server are comparable numbers), a deleted UID never comes back, and of two objects of one name
-only the younger exists.
+(versions of one API server are comparable numbers), a deleted UID never comes back, one that a LIST did not show comes
+back only by something newer than the LIST, and of two objects of one name only the younger exists.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dl2.scheduling.snapshot import Key
 
 log = structlog.get_logger(__name__)
 TOMBSTONE_SECONDS = 600.0
+_NEVER = 1 << 63  # the version from which a deleted object exists again
 _KEEP_STATUS = {"TenantQueue", "PodGroup", "DLJob", "ScalingPolicy"}
 
 
@@ -56,7 +57,7 @@ class Store:
     def __init__(self) -> None:
         self._kinds: dict[str, dict[str, Entry]] = defaultdict(dict)
         self._names: dict[tuple[str, str, str], str] = {}
-        self._tombstones: dict[str, float] = {}
+        self._tombstones: dict[str, tuple[float, int]] = {}  # uid -> (since, up to which version it is gone)
         self._pods_of: dict[Key, dict[str, Entry]] = defaultdict(dict)
         self._others_on: dict[str, dict[str, PodRecord]] = defaultdict(dict)
         self.freshness = Freshness()
@@ -95,7 +96,7 @@ class Store:
         self.freshness.seen(resource.kind, version)
         kind = self._kinds[resource.kind]
         old = kind.get(uid)
-        if uid in self._tombstones or (old is not None and old.version >= version):
+        if self._is_gone(uid, version) or (old is not None and old.version >= version):
             return
         if old is None and not self._takes_name(resource, meta, uid, version):
             return
@@ -113,13 +114,17 @@ class Store:
         if namesake is None:
             return True
         if namesake.version > version:
-            self._tombstones[uid] = time.monotonic()
+            self._tombstones[uid] = time.monotonic(), _NEVER
             return False
         self.remove(resource, namesake.uid)
         return True
 
-    def remove(self, resource: Resource, uid: str) -> None:
-        self._tombstones[uid] = time.monotonic()
+    def _is_gone(self, uid: str, version: int) -> bool:
+        return uid in self._tombstones and version <= self._tombstones[uid][1]
+
+    def remove(self, resource: Resource, uid: str, version: int = _NEVER) -> None:
+        """Forget an object, and what is still told of it up to `version`."""
+        self._tombstones[uid] = time.monotonic(), version
         old = self._kinds[resource.kind].pop(uid, None)
         if old is None:
             return
@@ -140,9 +145,9 @@ class Store:
         """After a full LIST at `version`: forget what was not in it and is not newer. Returns how many were stale."""
         gone = [e.uid for e in self.all(resource) if e.uid not in listed and e.version <= version]
         for uid in gone:
-            self.remove(resource, uid)
+            self.remove(resource, uid, version)
         horizon = time.monotonic() - TOMBSTONE_SECONDS
-        self._tombstones = {uid: at for uid, at in self._tombstones.items() if at > horizon}
+        self._tombstones = {uid: stone for uid, stone in self._tombstones.items() if stone[0] > horizon}
         return len(gone)
 
     def touch(self, key: Key) -> None:

@@ -109,10 +109,11 @@ class Controller:
 
     def _take_dirty(self, now: float) -> set[Key]:
         store = self._store
-        keys, nodes, kinds = store.dirty | self.applier.due(), store.dirty_nodes, store.dirty_kinds
+        keys = store.dirty | self.applier.due() | {key for key, at in self._wakes.items() if at <= now}
+        read = self._world.refresh(keys, store.dirty_nodes, store.dirty_kinds)
+        # Only now: what could not be read stays marked, for nothing but its next change would mark it again.
         store.dirty, store.dirty_nodes, store.dirty_kinds = set(), set(), set()
-        keys |= {key for key, at in self._wakes.items() if at <= now}
-        return self._world.refresh(keys, nodes, kinds)
+        return read
 
     # -- one group and job ------------------------------------------------------------------------------------------
     def _keep_all(self, now: float) -> None:

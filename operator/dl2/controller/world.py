@@ -58,13 +58,13 @@ class World:
         if not self._primed:
             nodes |= {e.name for e in store.all(NODES)}
             keys |= set(store.groups_with_pods())
-            self._primed = True
         for key in keys:
             self._put_group(key, self._read_group(key, nodes))
         for name in nodes:
             self._put_node(name, self._read_node(name))
         if nodes:
             self.capacity = _capacity(self._nodes.values())
+        self._primed = True
         return keys
 
     def snapshot(self, now: float) -> Snapshot:

@@ -92,6 +92,19 @@ def test_a_list_forgets_what_is_gone_but_not_what_is_newer_than_itself() -> None
     assert [p.name for p in store.pods_of(Key("team-a", "g"))] == ["made-since"]
 
 
+def test_what_a_list_did_not_show_comes_back_only_by_something_newer() -> None:
+    store = Store()
+    store.upsert(NODES, node(5))
+    assert store.keep_only(NODES, set(), version=10) == 1
+    store.hear(NODES, "MODIFIED", node(9))  # from before the LIST, but late
+    assert not [*store.all(NODES)]
+    store.hear(NODES, "MODIFIED", node(11))  # so it is there
+    assert [entry.version for entry in store.all(NODES)] == [11]
+    store.hear(NODES, "DELETED", node(12))
+    store.hear(NODES, "MODIFIED", node(13))
+    assert not [*store.all(NODES)]  # what was told to be deleted never comes back
+
+
 def test_an_object_that_cannot_be_read_says_why_and_stops_nobody() -> None:
     store = Store()
     store.upsert(POD_GROUPS, raw("PodGroup", "bad", {"members": [{"name": "w", "count": -1}]}))

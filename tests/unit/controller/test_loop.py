@@ -86,6 +86,26 @@ async def test_what_a_failed_pass_was_about_is_not_forgotten(monkeypatch: pytest
     assert admitted(api, "g")
 
 
+async def test_what_could_not_be_read_is_read_by_the_next_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node marks itself by its changes only: its heartbeats are alike."""
+    api = cluster()
+    api.put(group("g"))
+    operator, _ = await controller(api)
+    real, failures = world.intake.read_node, iter([True])
+
+    def read(*arguments: Any) -> Any:
+        if next(failures, False):
+            raise RuntimeError("a defect")
+        return real(*arguments)
+
+    monkeypatch.setattr(world.intake, "read_node", read)
+    with pytest.raises(RuntimeError):
+        operator.one_pass()
+    operator.one_pass()
+    await operator.applier.drain(1)
+    assert admitted(api, "g")
+
+
 async def test_what_does_not_fit_into_the_applier_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
     life = Life(cluster())
     real = Applier.__init__
