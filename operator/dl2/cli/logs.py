@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
+from enum import StrEnum
 from typing import Any
 
 import orjson
 import structlog
+
+
+class LogFormat(StrEnum):
+    CONSOLE = "console"
+    JSON = "json"
+
 
 _QUIET = {
     "kopf": logging.WARNING,

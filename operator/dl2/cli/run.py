@@ -7,7 +7,6 @@ import gc
 import os
 import signal
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 from uuid import uuid4
@@ -16,6 +15,8 @@ import structlog
 import typer
 
 from dl2.cli import logs
+from dl2.cli.finetuner import FineTuner
+from dl2.cli.logs import LogFormat
 from dl2.cluster.client import ApiError, Credentials, KubeClient
 from dl2.cluster.leader import Lease, lead
 from dl2.cluster.resources import NATIVE_POD_GROUPS, SCALING_POLICIES, WATCHED
@@ -34,11 +35,6 @@ SHUTDOWN_SECONDS = 5.0
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-class LogFormat(StrEnum):
-    CONSOLE = "console"
-    JSON = "json"
-
-
 @app.command()
 def run(
     kubeconfig: Annotated[str | None, typer.Option(envvar="DL2_KUBECONFIG", help="Path of a kubeconfig; default: $KUBECONFIG, ~/.kube/config, else the pod's service account.")] = None,
@@ -55,6 +51,8 @@ def run(
     resync_seconds: Annotated[float, typer.Option(envvar="DL2_RESYNC_SECONDS", min=1, help="LIST everything again this often.")] = 120,
     progress_seconds: Annotated[float, typer.Option(envvar="DL2_PROGRESS_SECONDS", min=0.2, help="Ask every coordinator this often.")] = 5,
     decision_log: Annotated[Path | None, typer.Option(envvar="DL2_DECISION_LOG", help="File of the decision log that `dl2 explain` reads; default: kept in memory only.")] = None,
+    fine_tune: Annotated[Path | None, typer.Option(envvar="DL2_FINE_TUNE", help="Learn from the decision log in a process of the lowest priority, write candidates to this folder and propose them as challengers.")] = None,
+    fine_tune_seconds: Annotated[float, typer.Option(envvar="DL2_FINE_TUNE_SECONDS", min=1, help="Between two lessons.")] = 21600,
     concurrency: Annotated[int, typer.Option(envvar="DL2_CONCURRENCY", min=1, max=256, help="Writes in flight.")] = 32,
 ) -> None:  # fmt: skip
     """Run the operator until SIGTERM or SIGINT."""
@@ -69,9 +67,15 @@ def run(
     host, _, port = listen.rpartition(":")
     if not port.isdigit():
         raise typer.BadParameter(f"{listen!r} is not HOST:PORT", param_hint="--listen")
-    operator = Operator(
-        Credentials(kubeconfig, context), settings, host or "127.0.0.1", int(port), decision_log
+    if fine_tune is not None and decision_log is None:
+        raise typer.BadParameter("needs --decision-log FILE to learn from", param_hint="--fine-tune")
+    credentials = Credentials(kubeconfig, context)
+    tuner = (
+        FineTuner(decision_log, fine_tune, fine_tune_seconds, credentials, log_format)
+        if fine_tune is not None and decision_log is not None
+        else None
     )
+    operator = Operator(credentials, settings, host or "127.0.0.1", int(port), decision_log, tuner)
     lease = Lease.lasting(lease_seconds, lease_namespace) if leader_elect else None
     _collect_rarely()
     try:
@@ -91,10 +95,11 @@ class Operator:
     """One process: web server from the start; watching and deciding once it leads."""
 
     def __init__(
-        self, credentials: Credentials, settings: Settings, host: str, port: int, decision_log: Path | None
-    ) -> None:
+        self, credentials: Credentials, settings: Settings, host: str, port: int, decision_log: Path | None,
+        tuner: FineTuner | None,
+    ) -> None:  # fmt: skip
         self._credentials, self._settings = credentials, settings
-        self._decision_log = decision_log
+        self._decision_log, self._tuner = decision_log, tuner
         self._metrics, self._store = Metrics(), Store()
         self._controller: Controller | None = None
         self._resync: Resync | None = None
@@ -141,6 +146,8 @@ class Operator:
                 asyncio.create_task(self._scale(controller)),
                 asyncio.create_task(resync.run(self._settings.resync_seconds)),
             ]
+            if self._tuner is not None:
+                tasks.append(asyncio.create_task(self._tuner.run()))
             try:
                 await _first(*tasks, stopped)
             finally:

@@ -13,9 +13,11 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from dl2.cli import logs
+from dl2.cli.logs import LogFormat
 from dl2.learning import evolution
 from dl2.learning.state import OtherRun
-from dl2.learning.validation import VALIDATION_SUITES, validate
+from dl2.learning.validation import VALIDATION_SUITES, validate, validation_cases
 from dl2.scaling.agent.checkpoint import CheckpointError, read, save
 from dl2.scaling.agent.network import SHAPES, initial
 from dl2.scaling.lattice import Floats
@@ -101,6 +103,34 @@ def evolve(
         _written("evolution strategies", asdict(plan), state.best, state.best_score, rows, folder, to, start)
 
 
+@app.command()
+def online(
+    log: Annotated[Path, typer.Option("--log", help="The decision log, as `dl2 run --decision-log` was told.")],
+    folder: Annotated[Path, typer.Option("--to", help="Folder for candidates; the operator must be able to read it.")] = Path("candidates"),
+    start: FROM = None, seed: SEED = 1, iterations: ITERATIONS = 10,
+    pairs: Annotated[int, typer.Option(min=1, help="Episodes an iteration, each run twice.")] = 4,
+    judging: Annotated[int, typer.Option(min=2, help="Cases by which a candidate has to be surely better.")] = 12,
+    every: Annotated[float, typer.Option(min=0, help="Seconds between two lessons; 0: one lesson only.")] = 0,
+    propose: Annotated[bool, typer.Option(help="Name a candidate as challenger of the ScalingPolicy in charge.")] = False,
+    kubeconfig: Annotated[str | None, typer.Option(envvar="DL2_KUBECONFIG")] = None,
+    context: Annotated[str | None, typer.Option()] = None,
+    memory_mib: Annotated[int, typer.Option(min=256, help="Most memory.")] = 1024,
+    leash: Annotated[bool, typer.Option(help="End with standard input.", hidden=True)] = False,
+    log_format: Annotated[LogFormat, typer.Option(envvar="DL2_LOG_FORMAT")] = LogFormat.CONSOLE,
+) -> None:  # fmt: skip
+    """Fine-tune from a cluster's own decision log, in the simulator fitted to it, at the lowest priority."""
+    from dl2.cli import online as process
+    from dl2.learning.online import Tuning
+
+    logs.configure(log_format.value, "INFO")
+    process.be_modest(memory_mib)
+    if leash:
+        process.end_with_parent()
+    tuning = Tuning(seed=seed, iterations=iterations, pairs=pairs, judging=judging)
+    with _refusals("online"):
+        process.lessons(process.Online(log, folder, start, tuning, propose, kubeconfig, context), every)
+
+
 @app.command("validate")
 def compare(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint to compare with the plain start.")],
@@ -109,7 +139,8 @@ def compare(
     """Mean change of completion times on the validation seeds against the untrained agent, in percent."""
     begin = time.monotonic()
     with _refusals("validate"):
-        scores = validate(read(checkpoint)[0], cases, validate(initial(1), cases))
+        drawn = validation_cases(cases)
+        scores = validate(read(checkpoint)[0], drawn, validate(initial(1), drawn))
     typer.echo(
         f"{100 * sum(scores) / len(scores):+.2f} % over {len(scores)} cases ({time.monotonic() - begin:.0f} s)"
     )

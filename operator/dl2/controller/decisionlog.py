@@ -237,6 +237,24 @@ def exported(db: sqlite3.Connection) -> Iterator[Mapping[str, Any]]:
         yield {"record": "outcome", **dict(row)}
 
 
+def observations(db: sqlite3.Connection, most: int) -> Iterator[Any]:
+    """What the last `most` rounds saw, the oldest first."""
+    query = "SELECT observation FROM rounds WHERE id > (SELECT max(id) FROM rounds) - ? ORDER BY id"
+    for row in db.execute(query, (most,)):
+        yield unpacked(row["observation"])
+
+
+def pauses(db: sqlite3.Connection) -> list[float]:
+    """Seconds that training stood still for each resize of which that is known."""
+    rows = db.execute("SELECT seconds FROM outcomes WHERE kind = 'Resized' AND seconds IS NOT NULL")
+    return [row["seconds"] for row in rows]
+
+
+def finished(db: sqlite3.Connection) -> int:
+    """How many jobs have come to their end."""
+    return int(db.execute("SELECT count(*) FROM outcomes WHERE kind = 'Finished'").fetchone()[0])
+
+
 def packed(value: object) -> bytes:
     return zlib.compress(orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS), 3)
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from dl2.learning.curriculum import training_case
 from dl2.learning.state import load_state, save_state
-from dl2.learning.validation import log_jct, validate
+from dl2.learning.suites import Case
+from dl2.learning.validation import log_jct, validate, validation_cases
 from dl2.scaling.agent.network import SHAPES, Weights, initial
 from dl2.scaling.lattice import Floats
 
@@ -71,12 +72,15 @@ def moved(weights: Weights, names: Sequence[str], by: Floats) -> dict[str, Float
     return result
 
 
-def improve(state: State, plan: Plan) -> float:
-    """One iteration. Returns the mean difference between the two runs of a pair, a measure of what noise does."""
+def improve(state: State, plan: Plan, draw: Callable[[int], Case] | None = None) -> float:
+    """One iteration on the cases `draw(n)` (default: the curriculum's).
+
+    Returns the mean difference between the two runs of a pair, a measure of what noise does.
+    """
     rng = np.random.default_rng([plan.seed, state.iteration, 0xE5])
     gradient, effect = np.zeros_like(state.first), 0.0
     for pair in range(plan.pairs):
-        case = training_case(plan.seed * 100_000 % 900_000 + state.iteration * plan.pairs + pair)
+        case = (draw or training_case)(plan.seed * 100_000 % 900_000 + state.iteration * plan.pairs + pair)
         noise = rng.standard_normal(len(gradient))
         there = log_jct(moved(state.weights, plan.trained, plan.deviation * noise), case)
         back = log_jct(moved(state.weights, plan.trained, -plan.deviation * noise), case)
@@ -97,19 +101,23 @@ def train(
     folder: Path,
     weights: Weights | None = None,
     progress: Callable[[int, float, float | None], None] = lambda *_: None,
+    draw: Callable[[int], Case] | None = None,
+    validation: Sequence[Case] | None = None,
 ) -> State:
     """Train to the end of `plan`, going on from `folder` where that holds a state of the same plan.
 
+    On the cases `draw(n)` (default: the curriculum's), chosen by those of `validation` (default: of its suites).
     `progress(iteration, effect, validation)` is called after each iteration. Writes `state.safetensors`.
     """
     path = folder / "state.safetensors"
     state = load_state(path, asdict(plan)) if path.is_file() else None
     state = state or start(plan, weights)
-    reference = validate(start(plan, weights).weights, plan.validation_cases)
+    cases = validation_cases(plan.validation_cases) if validation is None else validation
+    reference = validate(start(plan, weights).weights, cases)
     while state.iteration < plan.iterations:
-        effect, score = improve(state, plan), None
+        effect, score = improve(state, plan, draw), None
         if state.iteration % plan.validate_every == 0 or state.iteration == plan.iterations:
-            score = float(np.mean(validate(state.weights, plan.validation_cases, reference)))
+            score = float(np.mean(validate(state.weights, cases, reference)))
             if score < state.best_score:
                 state.best, state.best_score = dict(state.weights), score
         save_state(path, state, asdict(plan))

@@ -11,7 +11,7 @@ knows all explores nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,12 +24,13 @@ import torch
 from dl2.learning.actor import Parameters, forward, weights_of
 from dl2.learning.curriculum import training_case
 from dl2.learning.learner import Learner, Plan
+from dl2.learning.logged import LessonError, observation_from
 from dl2.learning.run import policy_for
 from dl2.learning.simulator import Simulation
 from dl2.scaling.agent import network
 from dl2.scaling.agent.policy import Memory, Sight, act
 from dl2.scaling.envelope import CONCAVITY, LENGTH, hulls, value_of
-from dl2.scaling.interface import STOPPED, JobView, NodeView, Observation, Scale, SpeedSample
+from dl2.scaling.interface import STOPPED, Observation, Scale
 from dl2.scaling.lattice import Floats, Ints
 
 Masks = npt.NDArray[np.bool_]
@@ -37,10 +38,6 @@ Masks = npt.NDArray[np.bool_]
 _SHARPNESS = 3.0  # a step twice as steep is so many doublings more likely
 _EVERY = 4  # decisions of an episode: those in between say the same
 _MOST_STEPS = 32  # of one decision
-
-
-class LessonError(ValueError):
-    """The log holds nothing to learn from; the message says where and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,19 +188,6 @@ def lessons_from_log(path: Path) -> list[Lesson]:
 
 
 def _round(record: Mapping[str, Any]) -> tuple[Observation, dict[str, Scale]]:
-    seen = record["observation"]
     champion = record["answers"].get("champion") or {}
     answer = {name: Scale(*scale) for name, scale in (champion.get("answer") or {}).items()}
-    jobs = tuple(_job(job) for job in seen["jobs"])
-    nodes = tuple(NodeView(node["name"], node["free"], node["capacity"]) for node in seen["nodes"])
-    return Observation(seen["now"], seen["interval"], jobs, nodes, seen["budgets"]), answer
-
-
-def _job(job: Mapping[str, Any]) -> JobView:
-    scales = {name: Scale(*job[name]) for name in ("minimum", "maximum", "current")}
-    return JobView(**{**job, **scales, "samples": tuple(_samples(job["samples"]))})
-
-
-def _samples(samples: Iterable[Mapping[str, Any]]) -> Iterator[SpeedSample]:
-    for each in samples:
-        yield SpeedSample(Scale(*each["scale"]), each["epochs_per_second"], each["at"])
+    return observation_from(record["observation"]), answer

@@ -13,7 +13,7 @@ import torch
 
 from dl2.learning.actor import Parameters, parameters, weights_of
 from dl2.learning.state import OtherRun
-from dl2.learning.validation import validate
+from dl2.learning.validation import validate, validation_cases
 from dl2.scaling.agent.network import Weights
 from dl2.scaling.lattice import Floats
 
@@ -61,13 +61,14 @@ class Learner:
         begin, path = dict(self.best), folder / "state.pt"
         if path.is_file():
             self._load(path)
-        reference = validate(begin, self.plan.validation_cases)
+        cases = validation_cases(self.plan.validation_cases)
+        reference = validate(begin, cases)
         while self.iteration < self.plan.iterations:
             measure, score = improve(self), None
             self.iteration += 1
             if self.iteration % self.plan.validate_every == 0 or self.iteration == self.plan.iterations:
                 weights = weights_of(self.params)
-                score = float(np.mean(validate(weights, self.plan.validation_cases, reference)))
+                score = float(np.mean(validate(weights, cases, reference)))
                 if score < self.best_score:
                     self.best, self.best_score = weights, score
             self._save(path)

@@ -26,8 +26,14 @@ def log_jct(weights: Weights, case: Case) -> float:
     return float(np.log(np.mean(times)))
 
 
-def validate(weights: Weights, cases: int, reference: Sequence[float] | None = None) -> list[float]:
-    """Log of completion times on so many validation seeds of each suite, less those of `reference`."""
-    drawn = [suite_named(name).case(n, Split.VALIDATION) for name in VALIDATION_SUITES for n in range(cases)]
-    found = [log_jct(weights, case) for case in drawn]
+def validation_cases(each: int) -> list[Case]:
+    """So many validation seeds of each suite."""
+    return [suite_named(name).case(n, Split.VALIDATION) for name in VALIDATION_SUITES for n in range(each)]
+
+
+def validate(
+    weights: Weights, cases: Sequence[Case], reference: Sequence[float] | None = None
+) -> list[float]:
+    """Log of the completion times of each case, less those of `reference`."""
+    found = [log_jct(weights, case) for case in cases]
     return found if reference is None else [a - b for a, b in zip(found, reference, strict=True)]
