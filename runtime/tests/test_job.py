@@ -40,7 +40,8 @@ def alone(
     saved = {None: (copy.deepcopy(states), 0)}
     per_epoch = trainee.EXAMPLES // trainee.BATCH
     for step in range(steps):
-        saved[step] = copy.deepcopy(states), updates
+        if step == again[1]:
+            saved[step] = copy.deepcopy(states), updates
         if step == again[0]:
             states, updates = saved[again[1]]
         updates += 1
