@@ -3,7 +3,9 @@
 The load is that of Kueue's own scheduler benchmark: 5 trees of 6 queues (min 20, max 120 CPUs, reclaim Any,
 withinQueue LowerPriority), 15,000 groups in 60 seconds, finished by the load generator after their run time.
 Nodes are so large that only quota binds. kube-scheduler and kube-controller-manager are stopped meanwhile:
-there are no pods, and what they spend on watching is not what is measured.
+there are no pods, and what they spend on watching is not what is measured. The operator has the rights of its
+Deployment; it and the load generator come with tokens, as pods do: of a client certificate the API server checks
+the signatures with every request.
 
 Figures:
   wall_seconds        from the first creation to the last group finished
@@ -57,6 +59,8 @@ REFERENCE = {
 NOT_FIGURES = ("groups_per_second",)
 IDLE = ("kube-scheduler", "kube-controller-manager")  # stopped while it is measured
 TELL_SECONDS = 10.0
+SPACE = "dl2-system"
+MANIFESTS = Path(__file__).resolve().parent.parent / "manifests" / "base"
 
 
 def objects() -> Iterator[dict[str, Any]]:
@@ -100,10 +104,10 @@ class Process:
 class Operator:
     """`dl2 run` as users run it, logging to a file."""
 
-    def __init__(self, cluster: EmbeddedCluster, log: Path) -> None:
+    def __init__(self, kubeconfig: Path, log: Path) -> None:
         self.log = log
         self.address = f"127.0.0.1:{free_port()}"
-        command = [sys.executable, "-m", "dl2", "run", "--kubeconfig", str(cluster.kubeconfig)]
+        command = [sys.executable, "-m", "dl2", "run", "--kubeconfig", str(kubeconfig)]
         with log.open("wb") as out:
             self._process = subprocess.Popen([*command, "--listen", self.address], stdout=out, stderr=out)
         self.usage = Process(self._process.pid)
@@ -140,8 +144,8 @@ class Operator:
 
 
 @contextmanager
-def operator(cluster: EmbeddedCluster, log: Path) -> Iterator[Operator]:
-    running = Operator(cluster, log)
+def operator(kubeconfig: Path, log: Path) -> Iterator[Operator]:
+    running = Operator(kubeconfig, log)
     try:
         wait_until(running.ready, "the operator's readiness", 60)
         yield running
@@ -188,17 +192,35 @@ def tell(report: Report, running: Operator) -> None:
     )
 
 
+def let_in(cluster: EmbeddedCluster) -> None:
+    """Service accounts: the operator's with its rights, and one for the load generator, which may do anything."""
+    cluster.kubectl("create", "namespace", SPACE)
+    for file in ("service-account.yaml", "rights.yaml"):
+        cluster.kubectl("apply", "-n", SPACE, "-f", str(MANIFESTS / file))
+    cluster.kubectl("create", "serviceaccount", "load", "-n", SPACE)
+    cluster.kubectl(
+        "create",
+        "clusterrolebinding",
+        "load",
+        "--clusterrole=cluster-admin",
+        f"--serviceaccount={SPACE}:load",
+    )
+
+
 def measure(scale: float, timeout: float, log: Path) -> tuple[dict[str, float], dict[str, float], Report]:
     """(figures, further facts, the load's report)."""
     with EmbeddedCluster(f"admission-{os.getpid()}", kwok_nodes=8, cpus=1024, gpus=0, owned=True) as cluster:
         cluster.kubectl("apply", "--server-side", "-f", "-", input=yaml.safe_dump_all(objects()))
+        let_in(cluster)
         pids = {status.name: status.pid for status in cluster.status()}
         for name in IDLE:
             cluster.stop_component(name)
         servers = {name: Process(pids[name] or 0) for name in ("kube-apiserver", "etcd")}
-        pki = cluster.pki
-        server = Server(cluster.server, pki.ca, cluster.admin.certificate, cluster.admin.key)
-        with operator(cluster, log) as running:
+        server = Server(cluster.server, cluster.pki.ca, cluster.service_account_token(SPACE, "load"))
+        kubeconfig = cluster.write_service_account_kubeconfig(
+            log.with_suffix(".kubeconfig"), SPACE, "dl2-operator"
+        )
+        with operator(kubeconfig, log) as running:
             before = {name: process.cpu_seconds() for name, process in servers.items()}
             report = drive(server, scale, timeout, running)
             facts = {

@@ -50,17 +50,17 @@ CLASSES = (
 
 @dataclass(frozen=True)
 class Server:
-    """The API server and the files to be let in with."""
+    """The API server, and the token of a service account to be let in with."""
 
     url: str
     ca: Path
-    certificate: Path
-    key: Path
+    token: str
 
     def tls(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=str(self.ca))
-        context.load_cert_chain(str(self.certificate), str(self.key))
-        return context
+        return ssl.create_default_context(cafile=str(self.ca))
+
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
 
 
 @dataclass
@@ -133,7 +133,9 @@ class Load:
         """`tell` is called with what there is so far every `every` seconds."""
         connector = aiohttp.TCPConnector(limit=0, ssl=self._server.tls())
         timeout = aiohttp.ClientTimeout(total=30)
-        async with aiohttp.ClientSession(self._server.url, connector=connector, timeout=timeout) as session:
+        async with aiohttp.ClientSession(
+            self._server.url, connector=connector, timeout=timeout, headers=self._server.headers()
+        ) as session:
             self._session = session
             version = await self._list()
             self._began = self._counted = time.monotonic()

@@ -17,7 +17,6 @@ from dl2.cluster.resources import WATCHED
 from dl2.embedded.cluster import EmbeddedCluster
 from dl2.embedded.errors import ClusterError
 from dl2.embedded.waiting import wait_until
-from tests.integration.service_account import kubeconfig_of
 
 pytestmark = pytest.mark.integration
 
@@ -329,7 +328,7 @@ def test_the_operator_does_its_work_with_exactly_these_rights(
         },
     ]
     log = tmp_path / "operator.log"
-    kubeconfig = kubeconfig_of(installed, tmp_path / "kubeconfig", NAMESPACE, ACCOUNT)
+    kubeconfig = installed.write_service_account_kubeconfig(tmp_path / "kubeconfig", NAMESPACE, ACCOUNT)
 
     def shown(*what: str) -> str:
         return installed.kubectl("get", "-n", namespace, *what)
@@ -358,7 +357,7 @@ def test_the_operator_does_its_work_with_exactly_these_rights(
 def test_a_kubeconfig_of_the_service_account_has_its_rights(
     installed: EmbeddedCluster, tmp_path: Path
 ) -> None:
-    path = kubeconfig_of(installed, tmp_path / "kubeconfig", NAMESPACE, ACCOUNT)
+    path = installed.write_service_account_kubeconfig(tmp_path / "kubeconfig", NAMESPACE, ACCOUNT)
     assert path.stat().st_mode & 0o077 == 0
     as_operator = f"--kubeconfig={path}"
     assert OPERATOR in installed.kubectl(as_operator, "auth", "whoami")

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+import orjson
+
 from dl2 import resources
 from dl2.embedded import controlplane, kwok, procfs
 from dl2.embedded.binaries import CONTROL_PLANE, Binaries
@@ -375,6 +377,30 @@ class EmbeddedCluster:
             pair=pair,
             context=f"dl2-{self.name}",
         )
+
+    def service_account_token(self, namespace: str, name: str, hours: int = 1) -> str:
+        """A token of service account `namespace/name`, which must exist, that the API server gives out."""
+        return self.kubectl("create", "token", name, "-n", namespace, f"--duration={hours}h").strip()
+
+    def write_service_account_kubeconfig(self, path: Path, namespace: str, name: str, hours: int = 1) -> Path:
+        """A kubeconfig with exactly the rights of service account `namespace/name`; only the user differs from the
+        administrator's.
+        """
+        token = self.service_account_token(namespace, name, hours)
+        admin = orjson.loads(self.kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "json"))
+        content: dict[str, Any] = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "cluster", "cluster": admin["clusters"][0]["cluster"]}],
+            "users": [{"name": name, "user": {"token": token}}],
+            "contexts": [
+                {"name": name, "context": {"cluster": "cluster", "user": name, "namespace": namespace}}
+            ],
+            "current-context": name,
+        }
+        path.touch(mode=0o600)
+        path.write_bytes(orjson.dumps(content))
+        return path
 
     def status(self) -> list[ProcessStatus]:
         """The processes of the cluster, the supervisor first."""
