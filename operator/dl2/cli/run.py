@@ -77,7 +77,7 @@ def run(
     )
     operator = Operator(credentials, settings, host or "127.0.0.1", int(port), decision_log, tuner)
     lease = Lease.lasting(lease_seconds, lease_namespace) if leader_elect else None
-    _collect_rarely()
+    _collect_in_small_parts()
     try:
         asyncio.run(operator.main(lease))
     except (OSError, ApiError, RuntimeError) as exc:
@@ -85,10 +85,13 @@ def run(
         raise typer.Exit(1) from None
 
 
-def _collect_rarely() -> None:
-    """The store is large, long-lived and has no cycles: walking through all of it again and again finds nothing."""
+def _collect_in_small_parts() -> None:
+    """Garbage collection stops everything: of 50,000 young objects for 100 to 200 ms, of 2,000 for 5.
+
+    The old ones are many, live long and have no cycles: they are walked through when a quarter has come anew, not sooner.
+    """
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(2_000, 3, 5_000)
 
 
 class Operator:
@@ -136,6 +139,7 @@ class Operator:
             stopped = asyncio.create_task(self._stop.wait())
             if not await _first(asyncio.create_task(resync.prime()), stopped):
                 return
+            gc.freeze()  # what was listed stays
             log.info("primed", **{resource.plural: self._store.count(resource) for resource in WATCHED})
             passes = asyncio.create_task(controller.run())
             tasks = [
