@@ -238,10 +238,13 @@ def exported(db: sqlite3.Connection) -> Iterator[Mapping[str, Any]]:
 
 
 def observations(db: sqlite3.Connection, most: int) -> Iterator[Any]:
-    """What the last `most` rounds saw, the oldest first."""
-    query = "SELECT observation FROM rounds WHERE id > (SELECT max(id) FROM rounds) - ? ORDER BY id"
-    for row in db.execute(query, (most,)):
-        yield unpacked(row["observation"])
+    """What the last `most` rounds saw, the oldest first; in short reads, for a long one would keep the log growing."""
+    query = "SELECT id, observation FROM rounds WHERE id > ? ORDER BY id LIMIT 20"
+    last = (db.execute("SELECT max(id) FROM rounds").fetchone()[0] or 0) - most
+    while rows := db.execute(query, (last,)).fetchall():
+        for row in rows:
+            yield unpacked(row["observation"])
+        last = rows[-1]["id"]
 
 
 def pauses(db: sqlite3.Connection) -> list[float]:

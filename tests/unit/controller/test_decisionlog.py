@@ -16,6 +16,7 @@ from dl2.controller.decisionlog import (
     exported,
     history,
     jobs_in,
+    observations,
     reading,
 )
 from dl2.controller.rollout import Arm
@@ -48,6 +49,17 @@ def test_what_was_written_is_read_while_the_log_is_open(tmp_path: Path) -> None:
     assert [o["kind"] for o in outcomes] == ["Resized"]
     assert [r["record"] for r in records] == ["round", "outcome"]
     assert records[0]["observation"]["jobs"] == [[1, 2]]
+    log.close()
+
+
+def test_the_latest_observations_come_oldest_first(tmp_path: Path) -> None:
+    log = DecisionLog(tmp_path / "log.db")
+    for at in range(50):
+        add(log, float(at), blob=at)
+    with reading(tmp_path / "log.db") as db:
+        assert [seen["blob"] for seen in observations(db, 45)] == list(range(5, 50))
+    with reading(tmp_path / "log.db") as db:
+        assert len([*observations(db, 1000)]) == 50
     log.close()
 
 
