@@ -17,25 +17,21 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from dl2.cli.online import MOST_ROUNDS
-from dl2.controller import decisionlog
+from dl2.cli.online import fitted_to
 from dl2.controller.decisionlog import DecisionLog
-from dl2.learning.fitted import Fitted, fit
-from dl2.learning.logged import observation_from
-from dl2.learning.online import Tuning, tune
+from dl2.learning.fitted import Fitted
+from dl2.learning.online import Tuning, compared, tune
 from dl2.learning.run import policy_for
 from dl2.learning.simulator import Clock, Simulation
 from dl2.learning.suites import Case, Split, suite_named
-from dl2.learning.validation import validate
 from dl2.scaling.agent import SHIPPED
 from dl2.scaling.agent.checkpoint import read
-from dl2.scaling.agent.network import Weights
+from dl2.scaling.beliefs import Belief
 
 DRAW = 777  # of the training seeds, and of a suite that training does not use
 JUDGING = 12
@@ -56,26 +52,15 @@ def write_log(path: Path, case: Case) -> None:
     log.close()
 
 
-def fitted_to(path: Path) -> Fitted:
-    with decisionlog.reading(path) as db:
-        return fit(map(observation_from, decisionlog.observations(db, MOST_ROUNDS)))
-
-
 def really(fitted: Fitted, case: Case) -> Fitted:
     """The same with the true speeds in place of beliefs."""
     true = {job.id: job.speed for job in case.workload.jobs}
 
-    def known(name: str, belief: object) -> object:
-        speeds = np.array([true[name](belief.shapes.scale(i)) for i in range(len(belief.speed))])  # type: ignore[attr-defined]
-        return belief._replace(speed=speeds, deviation=np.zeros(len(speeds)))  # type: ignore[attr-defined]
+    def known(name: str, belief: Belief) -> Belief:
+        speeds = np.array([true[name](belief.shapes.scale(i)) for i in range(len(belief.speed))])
+        return belief._replace(speed=speeds, deviation=np.zeros(len(speeds)))
 
-    return replace(fitted, jobs=tuple((job, known(job.id, belief)) for job, belief in fitted.jobs))  # type: ignore[misc]
-
-
-def compared(fitted: Fitted, before: Weights, after: Weights) -> tuple[float, float]:
-    cases = [fitted.case(n, Split.TEST) for n in range(JUDGING)]
-    off: Sequence[float] = validate(after, cases, validate(before, cases))
-    return 100 * float(np.mean(off)), 100 * 1.96 * float(np.std(off, ddof=1)) / len(off) ** 0.5
+    return replace(fitted, jobs=tuple((job, known(job.id, belief)) for job, belief in fitted.jobs))
 
 
 def main() -> None:
@@ -97,8 +82,9 @@ def main() -> None:
             after = tune(fitted, before, Tuning(), Path(folder) / "lesson").weights
             figures["lesson_seconds"] = time.process_time() - began
     for name, world in (("true", really(fitted, case)), ("believed", fitted)):
-        figures[f"{name}_percent"], figures[f"{name}_margin"] = compared(world, before, after)
-        print(f"{name}: {figures[f'{name}_percent']:+.1f} ± {figures[f'{name}_margin']:.1f} %", flush=True)
+        change = compared(world, before, after, JUDGING)
+        figures[f"{name}_percent"], figures[f"{name}_margin"] = 100 * change.mean, 100 * change.half
+        print(f"{name}: {100 * change.mean:+.1f} ± {100 * change.half:.1f} %", flush=True)
     for name, value in figures.items():
         print(f"{name:18} {value:8.2f}")
     if options.json:

@@ -6,29 +6,26 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 
 from dl2.api import names
 from dl2.cli import online
-from dl2.controller.decisionlog import DecisionLog, OutcomeRow
+from dl2.cluster.client import Credentials
 from dl2.embedded.cluster import EmbeddedCluster
 from dl2.learning.online import Tuned, Tuning
+from dl2.learning.statistics import Estimate
+from dl2.scaling.agent.network import Weights
 from tests.integration.operator_harness import Api, Operator, eventually, job
-from tests.unit.learning.test_fitted import seen
+from tests.unit.learning.logs import written
 
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     """A decision log of twelve jobs, all ended."""
     path = tmp_path / "decisions.db"
-    kept = DecisionLog(path)
-    for observation in seen():
-        kept.add_round(observation.now, "training", "Observe", (None, None), observation, {}, [])
-    for n in range(12):
-        kept.add_outcome(
-            OutcomeRow(n, None, f"ns/j{n}", f"u{n}", "champion", "drf", "Finished", 60.0, 1.0, "")
-        )
+    kept = written(path)
     kept.close()
     return path
 
@@ -76,15 +73,14 @@ def test_the_death_of_the_one_changes_nothing_for_the_other(
 def test_what_is_surely_better_becomes_the_challenger_of_a_policy_in_shadow(
     embedded_cluster: EmbeddedCluster, api: Api, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(online, "tune", lambda fitted, weights, *_: Tuned(dict(weights), -0.05, 0.01))
-    asked = online.Online(
-        log,
-        tmp_path / "candidates",
-        None,
-        Tuning(),
-        propose=True,
-        kubeconfig=str(embedded_cluster.kubeconfig),
-    )
+    def tune(fitted: object, weights: Weights, *_: object) -> Tuned:
+        """Meanwhile the operator goes on writing the policy's status."""
+        api.patch("ScalingPolicy", "training", {"metadata": {"annotations": {"written": token_hex(4)}}})
+        return Tuned(dict(weights), Estimate(-0.05, 0.01))
+
+    monkeypatch.setattr(online, "tune", tune)
+    login = Credentials(str(embedded_cluster.kubeconfig))
+    asked = online.Online(log, tmp_path / "candidates", None, Tuning(), propose=True, credentials=login)
     spec = {"stage": "Shadow", "champion": "drf", "challenger": "envelope", "intervalSeconds": 3600}
     api.apply(
         {

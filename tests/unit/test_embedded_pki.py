@@ -113,7 +113,7 @@ def test_keys_are_for_their_owner_only(pki: Pki, tmp_path: Path) -> None:
         server="https://127.0.0.1:1",
         ca=pki.ca,
         user="admin",
-        pair=admin,
+        login=admin,
         context="c",
     )
     for secret in (pki.ca_key, admin.key, private, kubeconfig):
@@ -126,7 +126,7 @@ def test_a_kubeconfig_names_one_server_user_and_context(pki: Pki, tmp_path: Path
         server="https://127.0.0.1:20000",
         ca=pki.ca,
         user="alice",
-        pair=pki.client("alice", "alice"),
+        login=pki.client("alice", "alice"),
         context="dl2-tests",
     )
     config = yaml.safe_load(path.read_text())

@@ -46,12 +46,7 @@ class Online:
     start: Path | None
     tuning: Tuning
     propose: bool
-    kubeconfig: str | None = None
-    context: str | None = None
-
-    @property
-    def credentials(self) -> Credentials:
-        return Credentials(self.kubeconfig, self.context)
+    credentials: Credentials
 
 
 def be_modest(memory_mib: int) -> None:
@@ -92,35 +87,49 @@ def lessons(online: Online, every: float) -> None:
 
 def lesson(online: Online, learned_from: int) -> int:
     """Learn from the log as it is. `learned_from`, and what it returns: how many jobs had ended by then."""
-    fitted, ended = _fitted(online.decision_log, learned_from + NEWS)
+    ended = _ended(online.decision_log, learned_from + NEWS)
     policy = asyncio.run(_in_charge(online.credentials)) if online.propose else None
     start = online.start or agent_of(policy)
     online.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=online.folder, prefix="lesson-") as folder:
-        tuned = tune(fitted, read(start)[0], online.tuning, Path(folder))
-    figures = {"change_percent": round(100 * tuned.change, 2), "margin_percent": round(100 * tuned.margin, 2)}
+        tuned = tune(fitted_to(online.decision_log), read(start)[0], online.tuning, Path(folder))
+    figures = {
+        "change_percent": round(100 * tuned.change.mean, 2),
+        "margin_percent": round(100 * tuned.change.half, 2),
+    }
     if not tuned.surely_better:
         log.info("nothing better was found", start=str(start), **figures)
         return ended
     path = _written(online, tuned, start, ended)
     log.info("candidate", checkpoint=str(path), start=str(start), **figures)
-    if policy is not None:
-        asyncio.run(_propose(online.credentials, policy, path))
+    if online.propose:
+        asyncio.run(_propose(online.credentials, path))
     return ended
 
 
-def _fitted(path: Path, least: int) -> tuple[Fitted, int]:
+def _ended(path: Path, least: int) -> int:
+    """How many jobs have ended. Raises LessonError where they are fewer than `least`."""
     with decisionlog.reading(path) as db:
         ended = decisionlog.finished(db)
-        if ended < least:
-            raise LessonError(f"{ended} jobs have ended so far; the next lesson is due with {least}")
-        rounds = (observation_from(seen) for seen in decisionlog.observations(db, MOST_ROUNDS))
-        return fit(rounds, decisionlog.pauses(db)), ended
+    if ended < least:
+        raise LessonError(f"{ended} jobs have ended so far; the next lesson is due with {least}")
+    return ended
+
+
+def fitted_to(path: Path) -> Fitted:
+    """The simulator fitted to a decision log. Raises LogError or LessonError."""
+    with decisionlog.reading(path) as db:
+        rounds = map(observation_from, decisionlog.observations(db, MOST_ROUNDS))
+        return fit(rounds, decisionlog.pauses(db))
 
 
 def _written(online: Online, tuned: Tuned, start: Path, ended: int) -> Path:
     path = online.folder.absolute() / f"dl2-{ended:06d}{SUFFIX}"
-    test = {"log_jct_against_start": tuned.change, "margin": tuned.margin, "cases": online.tuning.judging}
+    test = {
+        "log_jct_against_start": tuned.change.mean,
+        "margin": tuned.change.half,
+        "cases": online.tuning.judging,
+    }
     save(
         path,
         tuned.weights,
@@ -140,18 +149,14 @@ def agent_of(policy: Mapping[str, Any] | None) -> Path:
 def proposal(policy: Mapping[str, Any], candidate: Path) -> tuple[dict[str, Any] | None, str]:
     """(merge patch, why). A challenger in power, or one that a person named, is left alone: then there is no patch."""
     spec, name = policy["spec"], policy["metadata"]["name"]
-    stages = {
-        spec.get("stage", "Observe"),
-        (policy.get("status") or {}).get("stage") or spec.get("stage", "Observe"),
-    }
+    written = spec.get("stage", "Observe")
+    in_force = (policy.get("status") or {}).get("stage") or written
     challenger = spec.get("challenger")
     by_hand = f'`kubectl patch dlsp {name} --type=merge -p \'{{"spec": {{"challenger": "{candidate}"}}}}\'`'
-    in_power = [stage for stage in stages if rollout.decides(stage)]
-    if in_power:
-        return (
-            None,
-            f"{challenger} is in stage {in_power[0]}, where a newcomer would decide at once; in turn: {by_hand}",
-        )
+    for stage in (written, in_force):
+        if rollout.decides(stage):
+            why = f"{challenger} is in stage {stage}, where a newcomer would decide at once"
+            return None, f"{why}; in turn: {by_hand}"
     if challenger is not None and Path(challenger).parent != candidate.parent:
         return None, f"{challenger} is on trial; in turn: {by_hand}"
     return {
@@ -161,19 +166,26 @@ def proposal(policy: Mapping[str, Any], candidate: Path) -> tuple[dict[str, Any]
 
 
 async def _in_charge(credentials: Credentials) -> dict[str, Any] | None:
-    store, found = Store(), {}
     async with KubeClient(credentials) as client:
-        async for page, _ in client.list(SCALING_POLICIES):
-            for item in page:
-                store.upsert(SCALING_POLICIES, item)
-                found[item["metadata"]["uid"]] = item
+        return await _the_policy(client)
+
+
+async def _the_policy(client: KubeClient) -> dict[str, Any] | None:
+    """The ScalingPolicy that decides, as it is now."""
+    store, found = Store(), {}
+    async for page, _ in client.list(SCALING_POLICIES):
+        for item in page:
+            store.upsert(SCALING_POLICIES, item)
+            found[item["metadata"]["uid"]] = item
     entry = rollout.in_charge(list(store.all(SCALING_POLICIES)))
     return found[entry.uid] if entry else None
 
 
-async def _propose(credentials: Credentials, policy: Mapping[str, Any], candidate: Path) -> None:
-    patch, why = proposal(policy, candidate)
-    if patch is not None:
-        async with KubeClient(credentials) as client:
+async def _propose(credentials: Credentials, candidate: Path) -> None:
+    """To the policy as it is after the lesson: its status has been written many times since."""
+    async with KubeClient(credentials) as client:
+        policy = await _the_policy(client)
+        patch, why = proposal(policy, candidate) if policy else (None, "there is no ScalingPolicy")
+        if policy is not None and patch is not None:
             await client.merge_patch(SCALING_POLICIES, "", policy["metadata"]["name"], patch)
     log.info("proposed" if patch else "not proposed", checkpoint=str(candidate), reason=why)

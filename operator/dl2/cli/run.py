@@ -67,14 +67,11 @@ def run(
     host, _, port = listen.rpartition(":")
     if not port.isdigit():
         raise typer.BadParameter(f"{listen!r} is not HOST:PORT", param_hint="--listen")
-    if fine_tune is not None and decision_log is None:
-        raise typer.BadParameter("needs --decision-log FILE to learn from", param_hint="--fine-tune")
-    credentials = Credentials(kubeconfig, context)
-    tuner = (
-        FineTuner(decision_log, fine_tune, fine_tune_seconds, credentials, log_format)
-        if fine_tune is not None and decision_log is not None
-        else None
-    )
+    credentials, tuner = Credentials(kubeconfig, context), None
+    if fine_tune is not None:
+        if decision_log is None:
+            raise typer.BadParameter("needs --decision-log FILE to learn from", param_hint="--fine-tune")
+        tuner = FineTuner(decision_log, fine_tune, fine_tune_seconds, credentials, log_format)
     operator = Operator(credentials, settings, host or "127.0.0.1", int(port), decision_log, tuner)
     lease = Lease.lasting(lease_seconds, lease_namespace) if leader_elect else None
     _collect_in_small_parts()
@@ -86,7 +83,7 @@ def run(
 
 
 def _collect_in_small_parts() -> None:
-    """Garbage collection stops everything: of 50,000 young objects for 100 to 200 ms, of 2,000 for 5.
+    """Garbage collection stops everything, the longer the more young objects it waits for.
 
     The old ones are many, live long and have no cycles: they are walked through when a quarter has come anew, not sooner.
     """

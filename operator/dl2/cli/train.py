@@ -120,6 +120,7 @@ def online(
 ) -> None:  # fmt: skip
     """Fine-tune from a cluster's own decision log, in the simulator fitted to it, at the lowest priority."""
     from dl2.cli import online as process
+    from dl2.cluster.client import Credentials
     from dl2.learning.online import Tuning
 
     logs.configure(log_format.value, "INFO")
@@ -128,7 +129,8 @@ def online(
         process.end_with_parent()
     tuning = Tuning(seed=seed, iterations=iterations, pairs=pairs, judging=judging)
     with _refusals("online"):
-        process.lessons(process.Online(log, folder, start, tuning, propose, kubeconfig, context), every)
+        asked = process.Online(log, folder, start, tuning, propose, Credentials(kubeconfig, context))
+        process.lessons(asked, every)
 
 
 @app.command("validate")

@@ -14,8 +14,6 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-import orjson
-
 from dl2 import resources
 from dl2.embedded import controlplane, kwok, procfs
 from dl2.embedded.binaries import CONTROL_PLANE, Binaries
@@ -240,7 +238,7 @@ class EmbeddedCluster:
             server=self.server,
             ca=self.pki.ca,
             user="dl2-admin",
-            pair=self.admin,
+            login=self.admin,
             context=f"dl2-{self.name}",
         )
 
@@ -374,7 +372,7 @@ class EmbeddedCluster:
             server=server or self.server,
             ca=self.pki.ca,
             user=common_name,
-            pair=pair,
+            login=pair,
             context=f"dl2-{self.name}",
         )
 
@@ -383,24 +381,15 @@ class EmbeddedCluster:
         return self.kubectl("create", "token", name, "-n", namespace, f"--duration={hours}h").strip()
 
     def write_service_account_kubeconfig(self, path: Path, namespace: str, name: str, hours: int = 1) -> Path:
-        """A kubeconfig with exactly the rights of service account `namespace/name`; only the user differs from the
-        administrator's.
-        """
-        token = self.service_account_token(namespace, name, hours)
-        admin = orjson.loads(self.kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "json"))
-        content: dict[str, Any] = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "cluster", "cluster": admin["clusters"][0]["cluster"]}],
-            "users": [{"name": name, "user": {"token": token}}],
-            "contexts": [
-                {"name": name, "context": {"cluster": "cluster", "user": name, "namespace": namespace}}
-            ],
-            "current-context": name,
-        }
-        path.touch(mode=0o600)
-        path.write_bytes(orjson.dumps(content))
-        return path
+        """A kubeconfig with exactly the rights of service account `namespace/name`."""
+        return write_kubeconfig(
+            path,
+            server=self.server,
+            ca=self.pki.ca,
+            user=name,
+            login=self.service_account_token(namespace, name, hours),
+            context=f"dl2-{self.name}",
+        )
 
     def status(self) -> list[ProcessStatus]:
         """The processes of the cluster, the supervisor first."""

@@ -135,10 +135,17 @@ class Pki:
         return pair
 
 
-def write_kubeconfig(path: Path, *, server: str, ca: Path, user: str, pair: KeyPair, context: str) -> Path:
+def write_kubeconfig(
+    path: Path, *, server: str, ca: Path, user: str, login: KeyPair | str, context: str
+) -> Path:
     """A kubeconfig at `path` (mode 0600) for one user of one cluster, with all certificates inside the
-    file.
+    file. `login`: a certificate with its key, or a token.
     """
+    known_by = (
+        {"token": login}
+        if isinstance(login, str)
+        else {"client-certificate-data": _base64(login.certificate), "client-key-data": _base64(login.key)}
+    )
     document = {
         "apiVersion": "v1",
         "kind": "Config",
@@ -146,15 +153,7 @@ def write_kubeconfig(path: Path, *, server: str, ca: Path, user: str, pair: KeyP
         "clusters": [
             {"name": context, "cluster": {"server": server, "certificate-authority-data": _base64(ca)}}
         ],
-        "users": [
-            {
-                "name": user,
-                "user": {
-                    "client-certificate-data": _base64(pair.certificate),
-                    "client-key-data": _base64(pair.key),
-                },
-            }
-        ],
+        "users": [{"name": user, "user": known_by}],
         "contexts": [{"name": context, "context": {"cluster": context, "user": user}}],
     }
     path.parent.mkdir(parents=True, exist_ok=True)

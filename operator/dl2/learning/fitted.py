@@ -89,9 +89,9 @@ def _with_beliefs(
     named = {str(n) if job.model is not None else job.id: job for n, job in enumerate(jobs)}
     views = tuple(replace(job, id=name, samples=()) for name, job in named.items())
     beliefs = measured.beliefs(replace(last, jobs=views))
-    pairs = [(job, beliefs[name]) for name, job in named.items() if name in beliefs]
-    pairs = [(job, belief) for job, belief in pairs if belief.samples > 0]
-    return tuple(sorted(pairs, key=lambda pair: (pair[0].submitted_at, pair[0].id)))
+    pairs = ((job, beliefs.get(name)) for name, job in named.items())
+    known = ((job, belief) for job, belief in pairs if belief is not None and belief.samples > 0)
+    return tuple(sorted(known, key=lambda pair: (pair[0].submitted_at, pair[0].id)))
 
 
 def _span(known: Sequence[tuple[JobView, Belief]]) -> float:

@@ -7,14 +7,12 @@ only if completion times on draws that neither training nor the choice of the be
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from dl2.learning import evolution
 from dl2.learning.fitted import Fitted
+from dl2.learning.statistics import Estimate, estimate
 from dl2.learning.suites import Split
 from dl2.learning.validation import validate
 from dl2.scaling.agent.network import Weights
@@ -34,32 +32,27 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """`change`: mean log of completion time against the weights before, below 0 is shorter; `margin`: half of its
-    95 % interval."""
+    """`change`: of the log of completion time against the weights before, below 0 is shorter."""
 
     weights: dict[str, Floats]
-    change: float
-    margin: float
+    change: Estimate
 
     @property
     def surely_better(self) -> bool:
-        return self.change + self.margin < 0
+        return self.change.mean + self.change.half < 0
 
 
-def tune(
-    fitted: Fitted,
-    weights: Weights,
-    tuning: Tuning,
-    folder: Path,
-    progress: Callable[[int, float, float | None], None] = lambda *_: None,
-) -> Tuned:
+def tune(fitted: Fitted, weights: Weights, tuning: Tuning, folder: Path) -> Tuned:
     """One lesson. `folder` holds its state: an interrupted one goes on."""
     plan = evolution.Plan(
         seed=tuning.seed, iterations=tuning.iterations, pairs=tuning.pairs, deviation=0.2, rate=0.08, validate_every=2
     )  # fmt: skip
     choosing = [fitted.case(n, Split.VALIDATION) for n in range(tuning.choosing)]
-    state = evolution.train(plan, folder, weights, progress, fitted.case, choosing)
-    judging = [fitted.case(n, Split.TEST) for n in range(tuning.judging)]
-    off = np.array(validate(state.best, judging, validate(weights, judging)))
-    margin = 1.96 * float(off.std(ddof=1)) / np.sqrt(len(off)) if len(off) > 1 else np.inf
-    return Tuned(state.best, float(off.mean()), float(margin))
+    state = evolution.train(plan, folder, weights, draw=fitted.case, validation=choosing)
+    return Tuned(state.best, compared(fitted, weights, state.best, tuning.judging))
+
+
+def compared(fitted: Fitted, before: Weights, after: Weights, cases: int) -> Estimate:
+    """Change of the log of completion time over test draws, paired."""
+    judging = [fitted.case(n, Split.TEST) for n in range(cases)]
+    return estimate(validate(after, judging, validate(before, judging)))

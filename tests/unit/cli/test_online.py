@@ -15,12 +15,12 @@ from dl2.cli import online, train
 from dl2.cli.finetuner import FineTuner
 from dl2.cli.online import Online, agent_of, lesson, proposal
 from dl2.cluster.client import Credentials
-from dl2.controller.decisionlog import DecisionLog, OutcomeRow
 from dl2.learning.logged import LessonError
 from dl2.learning.online import Tuned, Tuning
+from dl2.learning.statistics import Estimate
 from dl2.scaling.agent import SHIPPED
 from dl2.scaling.agent.checkpoint import read
-from tests.unit.learning.test_fitted import seen
+from tests.unit.learning.logs import written
 
 CANDIDATE = Path("/var/lib/dl2/candidates/dl2-000012.safetensors")
 
@@ -70,23 +70,19 @@ def test_it_goes_on_from_the_agent_in_charge(found: dict[str, Any] | None, start
 def log(tmp_path: Path) -> Iterator[Path]:
     """A decision log of twelve jobs, all ended, still open for writing."""
     path = tmp_path / "decisions.db"
-    kept = DecisionLog(path)
-    for observation in seen():
-        kept.add_round(observation.now, "training", "Observe", (None, None), observation, {}, [])
-    for n in range(12):
-        kept.add_outcome(
-            OutcomeRow(1.0 * n, None, f"ns/j{n}", f"u{n}", "champion", "drf", "Finished", 60.0, 1.0, "")
-        )
+    kept = written(path)
     yield path
     kept.close()
 
 
 def tuned(monkeypatch: pytest.MonkeyPatch, change: float, margin: float) -> None:
-    monkeypatch.setattr(online, "tune", lambda fitted, weights, *_: Tuned(dict(weights), change, margin))
+    monkeypatch.setattr(
+        online, "tune", lambda fitted, weights, *_: Tuned(dict(weights), Estimate(change, margin))
+    )
 
 
 def asked(log: Path, tmp_path: Path) -> Online:
-    return Online(log, tmp_path / "candidates", None, Tuning(), propose=False)
+    return Online(log, tmp_path / "candidates", None, Tuning(), propose=False, credentials=Credentials())
 
 
 def test_a_candidate_says_what_it_is(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
