@@ -5,7 +5,7 @@ The numbers are taken when a group fails, the sentence is made when somebody ask
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,10 +67,15 @@ class Never:
 
 @dataclass(frozen=True, slots=True)
 class NoNodes:
-    """The quota is there, but no set of nodes. `members`: (name, pods, requests of one, how many fit now)."""
+    """The quota is there, but no set of nodes. `members`: (name, pods, requests of one, how many fit now).
+
+    `barred`: what keeps them off how many of the `nodes`, room apart; of the member that fits least.
+    """
 
     members: Sequence[tuple[str, int, Quantities, int]]
     label: str | None  # the required topology, where it is only that
+    barred: Mapping[str, int]
+    nodes: int
 
     def answer(self) -> Answer:
         wanted = " and ".join(
@@ -80,7 +85,12 @@ class NoNodes:
         if self.label is not None:
             return Reason.TOPOLOGY_UNSATISFIED, f"no single {self.label} has room for {wanted}"
         fitting = ", ".join(f"{fits} of {count} {name} fit now" for name, count, _, fits in self.members)
-        return Reason.NO_FITTING_NODES, f"no nodes have room for {wanted}; {fitting}"
+        text = f"no nodes have room for {wanted}; {fitting}"
+        if self.barred:
+            text += f"; of {self.nodes} node{'s' if self.nodes > 1 else ''} " + ", ".join(
+                f"{count} {'is' if count == 1 else 'are'} {why}" for why, count in sorted(self.barred.items())
+            )
+        return Reason.NO_FITTING_NODES, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +137,20 @@ def of_nodes(state: State, item: Item, counts: Sequence[int]) -> Blocked:
     placer = state.placer
     assert placer is not None
     members, wants = [], []
+    barred: Mapping[str, int] = {}
+    fewest = None
     for member, count in zip(item.shape.members, counts, strict=True):
         if count and member.pod is not None:
             slots = sum(placer.index(member.pod, None, now=True).sums[0])
             members.append((member.name, count, member.requests, min(slots, count)))
             wants.append((member.pod, count))
+            if fewest is None or slots < fewest:
+                fewest, barred = slots, member.pod.barred
     label = item.shape.required
     apart = placer.place(wants, None, now=False) if label is not None else None
     if apart is not None:
         placer.undo(wants, apart, now=False)
-    return NoNodes(members, label if apart is not None else None)
+    return NoNodes(members, label if apart is not None else None, barred, len(placer.fleet.nodes))
 
 
 def _listed(requests: Quantities) -> str:

@@ -62,16 +62,22 @@ def usable(node: Node) -> bool:
 
 def eligible(member: Member, node: Node) -> bool:
     """May a pod of `member` run on `node`, room apart?"""
+    return not barrier(member, node)
+
+
+def barrier(member: Member, node: Node) -> str:
+    """What keeps pods of `member` off `node`, room apart, as in "3 nodes ..."; empty when nothing does."""
     if not usable(node):
-        return False
+        return "cordoned" if node.ready else "not ready"
     labels = node.labels
     if any(labels.get(key) != value for key, value in member.node_selector.items()):
-        return False
+        return "without the labels it selects"
     if member.affinity:
         named = {**labels, NODE_NAME: node.name}
         # An empty node selector term matches no node, unlike an empty label selector.
         if not any(term and matches(term, named) for term in member.affinity):
-            return False
-    return all(
-        taint.effect not in _REPELLING or tolerates(member.tolerations, taint) for taint in node.taints
-    )
+            return "outside its node affinity"
+    for taint in node.taints:
+        if taint.effect in _REPELLING and not tolerates(member.tolerations, taint):
+            return f"with the taint {taint.key}"
+    return ""

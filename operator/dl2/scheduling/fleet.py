@@ -6,11 +6,12 @@ everything that was promised has come. New pods must fit both, so `now` never sh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 
-from dl2.scheduling.fits import eligible, usable
+from dl2.scheduling.fits import barrier, usable
 from dl2.scheduling.settings import Settings
 from dl2.scheduling.snapshot import Member, Node, Quantities, Term, Toleration
 from dl2.scheduling.topology import Scope, scope_of
@@ -19,6 +20,7 @@ from dl2.scheduling.tree import Vector
 PODS = "pods"
 _ANY = 1 << 30  # pod slots of a node that does not say how many it has
 _Constraints = tuple[tuple[tuple[str, str], ...], tuple[Term, ...], tuple[Toleration, ...]]
+_Reach = tuple[Sequence[bool], Mapping[str, int]]  # see `PodShape`
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +31,7 @@ class PodShape:
     vector: Vector  # over Fleet.resources, its pod slot included
     takes: tuple[tuple[int, int], ...]  # (resource, amount > 0)
     may_run: Sequence[bool]  # by node
+    barred: Mapping[str, int]  # what keeps such pods off how many nodes, room apart
     aligned: Sequence[bool] | None = (
         None  # by node: has a NUMA zone with room for one; None: it does not care
     )
@@ -66,7 +69,7 @@ class Fleet:
         self.future = Picture(list(self.empty))
         self.shapes: dict[tuple[Vector, object], PodShape] = {}
         self._touched: dict[int, tuple[Vector, Vector]] | None = None
-        self._may_run: dict[_Constraints, Sequence[bool]] = {}
+        self._nodes_of: dict[_Constraints, _Reach] = {}
         self._scopes: dict[str | None, Scope] = {}
         self._holds: dict[int, bool] = {}
 
@@ -145,20 +148,21 @@ class Fleet:
         )
         numbers = tuple(sorted({shape.number for shape, _ in parts}))
         alike = [shape.may_run for shape, _ in parts]
-        return self._shape(total, numbers, lambda: [all(may) for may in zip(*alike, strict=True)])
+        return self._shape(total, numbers, lambda: ([all(may) for may in zip(*alike, strict=True)], {}))
 
-    def _shape(self, vector: Vector, key: object, may_run: Callable[[], Sequence[bool]]) -> PodShape:
+    def _shape(self, vector: Vector, key: object, reach: Callable[[], _Reach]) -> PodShape:
         shape = self.shapes.get((vector, key))
         if shape is None:
             takes = tuple((r, amount) for r, amount in enumerate(vector) if amount > 0)
-            shape = PodShape(len(self.shapes), vector, takes, may_run())
+            shape = PodShape(len(self.shapes), vector, takes, *reach())
             self.shapes[vector, key] = shape
         return shape
 
-    def _nodes_for(self, constraints: _Constraints, member: Member) -> Sequence[bool]:
-        if constraints not in self._may_run:
-            self._may_run[constraints] = [eligible(member, node) for node in self.nodes]
-        return self._may_run[constraints]
+    def _nodes_for(self, constraints: _Constraints, member: Member) -> _Reach:
+        if constraints not in self._nodes_of:
+            barriers = [barrier(member, node) for node in self.nodes]
+            self._nodes_of[constraints] = [not each for each in barriers], Counter(filter(None, barriers))
+        return self._nodes_of[constraints]
 
     def holds_one(self, shape: PodShape) -> bool:
         """Is there a node that could take such a pod if nothing else ran on it?"""

@@ -96,7 +96,31 @@ def where(world: World, name: str, member: str = "worker") -> dict[str, int]:
         [node("n1", labels=SSD)],
         first={"a/x": "Wait NoFittingNodes"},
     ),
-    Case("a taint repels", A, [g("a/x")], [node("n1", taints=(HOLD,))], first={"a/x": "Wait NoFittingNodes"}),
+    Case(
+        "a taint repels",
+        A,
+        [g("a/x")],
+        [node("n1", taints=(HOLD,))],
+        first={"a/x": "Wait NoFittingNodes"},
+        says={"a/x": f"of 1 node 1 is with the taint {HOLD.key}"},
+    ),
+    Case(
+        "what keeps pods off the nodes is told with numbers",
+        A,
+        [g("a/x", node_selector={"disk": "ssd"}, affinity=((expr("zone", "In", "z"),),))],
+        [
+            *(node(f"n{n}") for n in range(3)),
+            node("cordoned", unschedulable=True),
+            node("silent", ready=False),
+            node("elsewhere", labels=SSD),
+            node("full", gpu=0, labels={**SSD, "zone": "z"}),
+        ],
+        first={"a/x": "Wait NoFittingNodes"},
+        says={
+            "a/x": "of 7 nodes 1 is cordoned, 1 is not ready, 1 is outside its node affinity, "
+            "3 are without the labels it selects"
+        },
+    ),
     Case(
         "a toleration lets in",
         A,
