@@ -37,6 +37,7 @@ class World:
         self._nodes: dict[str, Node] = {}
         self._queues: tuple[Queue, ...] = ()
         self._namespaces: dict[str, dict[str, str]] = {}
+        self._going: set[str] = set()  # namespaces that are being deleted
         self._classes: dict[str, PriorityClassRecord] = {}
         self._orphans: set[Key] = set()  # groups that pods name but that do not exist: their pods are others'
         self._assumed: dict[Key, Mapping[str, Mapping[str, int]]] = {}  # group -> member -> node -> pods
@@ -55,6 +56,7 @@ class World:
                 self._classes = {e.name: e.value for e in store.all(PRIORITY_CLASSES) if e.value}
                 keys |= {e.key for e in store.all(POD_GROUPS)}
             self._refresh_tree()
+            keys |= self._refresh_going()
         if not self._primed:
             nodes |= {e.name for e in store.all(NODES)}
             keys |= set(store.groups_with_pods())
@@ -94,6 +96,12 @@ class World:
         if namespaces != self._namespaces or queues != self._queues:
             self._namespaces, self._queues, self.news = namespaces, queues, True
 
+    def _refresh_going(self) -> set[Key]:
+        """The groups in namespaces of which the end has come in sight: nothing new can start in there."""
+        going = {e.name for e in self._store.all(NAMESPACES) if e.deleting}
+        fresh, self._going = going - self._going, going
+        return {e.key for e in self._store.all(POD_GROUPS) if e.namespace in fresh} if fresh else set()
+
     def _put_group(self, key: Key, group: Group | None) -> None:
         old = self._groups.pop(key, None) if group is None else self._groups.get(key)
         if group is None:
@@ -124,7 +132,7 @@ class World:
             nodes |= {pod.node for pod in pods if pod.node}
             (self._orphans.add if orphaned else self._orphans.discard)(key)
         self.errors.pop(key, None)
-        if entry is None or entry.value is None or (entry.deleting and not pods):
+        if entry is None or entry.value is None or (self._is_going(entry) and not pods):
             self._assumed.pop(key, None)
             return None
         try:
@@ -151,8 +159,11 @@ class World:
             assumed=self._assumed.get(entry.key) or {},
             **_of_job(job),
         )
-        going = entry.deleting or (job is not None and job.deleting)
+        going = self._is_going(entry) or (job is not None and job.deleting)
         return replace(group, suspend=group.suspend or going)
+
+    def _is_going(self, entry: Entry) -> bool:
+        return entry.deleting or entry.namespace in self._going
 
     def _read_node(self, name: str) -> Node | None:
         entry = self._store.get(NODES, "", name)

@@ -8,6 +8,7 @@ import pytest
 
 from dl2.api import names
 from dl2.cluster.applier import Applier
+from dl2.cluster.resources import NAMESPACES, PODS
 from dl2.cluster.resync import Resync
 from dl2.cluster.store import Store
 from dl2.controller import decisions, world
@@ -16,7 +17,7 @@ from dl2.scheduling.plan import Action
 from dl2.scheduling.snapshot import Key
 from dl2.web.metrics import Metrics
 from tests.unit.cluster.fake_api import FakeApi, FakeClient
-from tests.unit.controller.life import HASTY, NAMESPACE, Life, cluster, true
+from tests.unit.controller.life import HASTY, NAMESPACE, Life, cluster, queue, true
 
 
 def group(name: str, cpu: str = "1", **more: Any) -> dict[str, Any]:
@@ -26,6 +27,20 @@ def group(name: str, cpu: str = "1", **more: Any) -> dict[str, Any]:
         "kind": "PodGroup",
         "metadata": {"name": name, "namespace": NAMESPACE},
         "spec": {"members": members, **more},
+    }
+
+
+def gated_pod(of: str, cpu: str = "1") -> dict[str, Any]:
+    labels = {names.LABEL_POD_GROUP: of, names.LABEL_MEMBER: "worker"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"{of}-0", "namespace": NAMESPACE, "labels": labels},
+        "spec": {
+            "schedulingGates": [{"name": names.GATE}],
+            "containers": [{"name": "main", "resources": {"requests": {"cpu": cpu}}}],
+        },
+        "status": {"phase": "Pending"},
     }
 
 
@@ -154,3 +169,37 @@ async def test_quiet_means_no_writes_and_no_wake_ups() -> None:
         await operator.applier.drain(1)
     assert delay is None
     assert operator.applier.open_writes == 0
+
+
+@pytest.mark.parametrize("pods", [False, True])
+async def test_what_is_in_a_namespace_that_is_going_holds_its_pods_room_and_no_more(pods: bool) -> None:
+    """The namespace controller takes its time, and nothing new can start in there meanwhile."""
+    api = cluster()
+    api.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team-b"}})
+    api.put({**queue("1"), "spec": {**queue("1")["spec"], "namespaceSelector": {}}})
+    api.put(group("g"))
+    if pods:
+        api.put(gated_pod("g"))
+    operator, store = await controller(api)
+    for _ in range(4):
+        operator.one_pass()
+        await operator.applier.drain(1)
+    assert admitted(api, "g")
+    if pods:
+        bound = dict(api.objects["Pod", NAMESPACE, "g-0"])
+        bound["spec"], bound["status"] = {**bound["spec"], "nodeName": "n"}, {"phase": "Running"}
+        store.upsert(PODS, api.put(bound))
+    other = group("other", queue=NAMESPACE)
+    other["metadata"]["namespace"] = "team-b"
+    store.upsert(world.POD_GROUPS, api.put(other))
+    namespace = dict(api.objects["Namespace", "", NAMESPACE])
+    namespace["metadata"] = {**namespace["metadata"], "deletionTimestamp": "2026-11-26T17:00:00Z"}
+    store.upsert(NAMESPACES, api.put(namespace))
+    operator.one_pass()
+    there = operator._decisions.of(Key("team-b", "other"))
+    assert there is not None
+    assert there.action is (Action.WAIT if pods else Action.ADMIT)
+    if pods:
+        store.remove(PODS, next(iter(store.all(PODS))).uid)
+        operator.one_pass()
+        assert operator._decisions.of(Key("team-b", "other")).action is Action.ADMIT  # type: ignore[union-attr]
