@@ -120,6 +120,7 @@ class Scaler:
             await timed
             self._metrics.scaling_loop.observe(timed.seconds)
             self._metrics.scaling_blocks.observe(timed.longest)
+            self._metrics.scaling_busy_blocks.observe(timed.longest_busy)
 
     # -- one round ------------------------------------------------------------------------------------------------
     async def _round(self, entry: Entry, stage: str) -> None:

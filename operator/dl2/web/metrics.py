@@ -67,6 +67,10 @@ class Metrics:
             "dl2_scaling_block_seconds", "The longest time for which a scaling round holds up the event loop",
             registry=r, buckets=BLOCK_SECONDS,
         )  # fmt: skip
+        self.scaling_busy_blocks = Histogram(
+            "dl2_scaling_busy_block_seconds", "The same without what it waits for other threads and for a core",
+            registry=r, buckets=BLOCK_SECONDS,
+        )  # fmt: skip
         self.scaling_verdicts = Counter(
             "dl2_scaling_verdicts_total", "Verdicts about jobs in scaling rounds", ("ruling",), registry=r
         )

@@ -24,6 +24,17 @@ async def test_only_the_loops_own_time_counts() -> None:
     assert await timed == "done"
     assert 0.06 <= timed.seconds < 0.6  # 0.6 s of waiting are not in it
     assert 0.02 <= timed.longest <= timed.seconds
+    assert 0.0 < timed.longest_busy <= timed.longest
+
+
+async def test_waiting_for_others_is_no_work() -> None:
+    async def block() -> None:
+        time.sleep(0.1)  # noqa: ASYNC251 - on purpose
+
+    timed = LoopTime(block())
+    await timed
+    assert timed.longest >= 0.1
+    assert timed.longest_busy < 0.05
 
 
 async def test_errors_and_cancellation_pass_through() -> None:
