@@ -8,7 +8,7 @@ NAME   ?= dl2
 SOURCES := operator runtime tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt unit runtime integration e2e bench cluster-up cluster-down clean packages parts
+.PHONY: help demo test lint fmt unit compiled runtime integration e2e bench cluster-up cluster-down clean packages parts
 
 help:  ## what there is
 	@awk -F ':.*##' '/^[a-z0-9-]+:.*##/ {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: packages $(STAMP)  ## real MXNet jobs and simulated ones under the operator (KEEP=1 leaves it running)
 	$(BIN)/dl2 demo $(if $(KEEP),--keep)
 
-test: packages lint unit parts runtime integration e2e  ## everything that CI runs
+test: packages lint unit compiled parts runtime integration e2e  ## everything that CI runs
 
 lint: $(STAMP)  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check $(SOURCES)
@@ -37,7 +37,11 @@ fmt: $(STAMP)  ## rewrite the sources in the project's format
 	$(BIN)/ruff format $(SOURCES)
 
 unit: $(STAMP)  ## tests that need nothing but Python
-	$(BIN)/pytest tests/unit --numprocesses 2
+	DL2_INTERPRETED=1 $(BIN)/pytest tests/unit --numprocesses 2
+
+compiled: packages $(STAMP)  ## the decision core as machine code, where it is not cached; its tests with it
+	$(BIN)/python -m dl2.compiled
+	$(BIN)/pytest tests/unit/scheduling --numprocesses 2
 
 runtime: $(STAMP)  ## tests of the elastic runtime: real processes, also with MXNet and a second Python if there is one
 	DL2_MXNET_PYTHON=$${DL2_MXNET_PYTHON-$$(runtime/tests/pythons mxnet)} $(BIN)/pytest runtime/tests --numprocesses 2
@@ -53,7 +57,7 @@ integration: $(STAMP)  ## tests on a real API server, scheduler and controller m
 e2e: $(STAMP)  ## tests on a real node: containerd, kubelet, MXNet
 	$(BIN)/pytest tests/e2e
 
-bench: $(STAMP)  ## every benchmark; docs/benchmarks.md says what they measure
+bench: compiled  ## every benchmark; docs/benchmarks.md says what they measure
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 cluster-up: packages $(STAMP)  ## an embedded cluster to play with (NAME=..., one real node, 50 simulated)

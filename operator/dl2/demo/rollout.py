@@ -23,6 +23,7 @@ from dl2.demo.workload import NAMESPACE, Manifest, Wave, example
 
 SEED = 11
 JOBS = 12
+MODELS = ("lstm", "resnet50")  # in turn: one soon trains no faster with more workers, one does for long
 POLICY = "demo"
 CHAMPION, CHALLENGER = "drf", "dl2"
 BORROWER, OWNER = "speech", "vision"  # queues: the first borrows what is guaranteed to the second
@@ -45,21 +46,22 @@ def policy(stage: str, challenger: str = CHALLENGER) -> Manifest:
 def waves(act: str) -> tuple[Wave, ...]:
     """Elastic jobs of very different lengths, one every 1.5 s, and the owner's gang; equal in every act but for names."""
     draw = random.Random(SEED)
-    arrivals = [
-        Wave(1.5 * n, (_job(f"{act}-{n + 1}", BORROWER, int(150 * draw.paretovariate(1.3))),))
-        for n in range(JOBS)
-    ]
-    gang = _job(f"{act}-owner", OWNER, 150)
+    arrivals = []
+    for n in range(JOBS):
+        steps = min(int(150 * draw.paretovariate(1.3)), 400)
+        arrivals.append(Wave(1.5 * n, (_job(f"{act}-{n + 1}", BORROWER, steps, MODELS[n % len(MODELS)]),)))
+    gang = _job(f"{act}-owner", OWNER, 150, MODELS[-1])
     gang["spec"]["workers"] |= {"min": 10, "max": 10}
     gang["spec"]["scaling"]["mode"] = "Fixed"
     return tuple(sorted([*arrivals, Wave(ASKS, (gang,))], key=lambda wave: wave.at))
 
 
-def _job(name: str, queue: str, steps: int) -> Manifest:
+def _job(name: str, queue: str, steps: int, model: str) -> Manifest:
     job = copy.deepcopy(example("dljob-simulated.yaml"))
     job["metadata"] = {"name": name, "namespace": NAMESPACE}
     spec = job["spec"]
-    spec["queue"], spec["training"] = queue, {"epochs": min(steps, 500) // 10, "stepsPerEpoch": 10}
+    spec["queue"], spec["model"] = queue, model
+    spec["training"] = {"epochs": steps // 10, "stepsPerEpoch": 10}
     spec["scaling"] = {"mode": "Auto", "cooldownSeconds": 0}
     spec["workers"] |= {"min": 1, "max": 8}
     spec["servers"] |= {"min": 1, "max": 4}

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiohttp import web
 
@@ -35,15 +35,30 @@ Speed = Callable[[Scale], float]  # epochs a second
 PAUSE_SECONDS = 0.05  # for which a change of members holds up an imagined training
 
 
-def steps_per_second(workers: int, servers: int) -> float:
+class Costs(NamedTuple):
+    """Of one step, in seconds: computing it alone, its traffic through one server, coordinating one member."""
+
+    compute: float
+    traffic: float
+    coordination: float
+
+
+# Chosen so that a small job finishes within a demonstration; they describe no real model. One label stands for networks
+# that more workers soon slow down.
+USUAL = Costs(0.2, 0.01, 0.002)
+COSTS = {"lstm": Costs(0.12, 0.06, 0.004)}
+
+
+def steps_per_second(workers: int, servers: int, model: str = "") -> float:
     """Synchronous parameter-server training, global batch fixed: computing shrinks with workers, traffic grows.
 
-    One step takes compute/workers + traffic · workers/servers + coordination · (workers + servers), in seconds. The
-    constants are chosen so that a small job finishes within a demonstration; they describe no real model.
+    One step takes compute/workers + traffic · workers/servers + coordination · (workers + servers), in seconds.
     """
     if workers <= 0:
         return 0.0
-    return 1.0 / (0.2 / workers + 0.01 * workers / max(servers, 1) + 0.002 * (workers + servers))
+    costs = COSTS.get(model, USUAL)
+    traffic = costs.traffic * workers / max(servers, 1)
+    return 1.0 / (costs.compute / workers + traffic + costs.coordination * (workers + servers))
 
 
 @dataclass(slots=True)
@@ -57,7 +72,8 @@ class Training:
     run: str = ""  # uid of the coordinator pod that leads it
     at: float = field(default_factory=time.time)
     shape: tuple[int, int] = (0, 0)
-    speed: Speed | None = None  # None: `steps_per_second`
+    model: str = ""
+    speed: Speed | None = None  # None: `steps_per_second` of the model
     scaling: dict[str, Any] | None = None  # the last change of shape, as a coordinator tells of it
 
     def reshape(self, now: float, shape: tuple[int, int]) -> None:
@@ -83,7 +99,7 @@ class Training:
     def pace(self, workers: int, servers: int) -> float:
         """Steps a second of this shape."""
         if self.speed is None:
-            return steps_per_second(workers, servers)
+            return steps_per_second(workers, servers, self.model)
         return self.speed(Scale(workers, servers)) * self.total / self.epochs
 
     @property
@@ -215,7 +231,7 @@ def _imagine(job: Mapping[str, Any]) -> Training:
     total = float(epochs * int(declared.get("stepsPerEpoch") or DEFAULT_STEPS))
     status = job.get("status") or {}
     step = float((status.get("progress") or {}).get("step") or 0)
-    return Training(total, epochs, min(step, total))
+    return Training(total, epochs, min(step, total), model=job["spec"].get("model") or "")
 
 
 def _succeeded(pod: Mapping[str, Any]) -> dict[str, Any]:

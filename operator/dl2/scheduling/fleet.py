@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field
 
 from dl2.scheduling.fits import barrier, usable
@@ -113,10 +112,14 @@ class Fleet:
 
     def shadow(self) -> Fleet:
         """A copy to play through what will be: its `real` is this one's `future`. Shapes and scopes are shared."""
-        twin = copy(self)
+        twin = Fleet((), self.resources, self.settings)
+        twin.nodes, twin.number, twin.usable = self.nodes, self.number, self.usable
+        twin.empty, twin.broken, twin.totals = self.empty, self.broken, self.totals
+        twin.shapes, twin._nodes_of, twin._scopes, twin._holds = (
+            self.shapes, self._nodes_of, self._scopes, self._holds,
+        )  # fmt: skip
         twin.real = list(self.future.free)
         twin.now, twin.future = Picture(list(twin.real)), Picture(list(twin.real))
-        twin._touched = None
         return twin
 
     def begin(self) -> None:
