@@ -40,7 +40,7 @@ unit: $(STAMP)  ## tests that need nothing but Python
 	DL2_INTERPRETED=1 $(BIN)/pytest tests/unit --numprocesses 2
 
 compiled: packages $(STAMP)  ## the decision core as machine code, where it is not cached; its tests with it
-	$(BIN)/python -m dl2.compiled
+	$(BIN)/dl2 compile
 	$(BIN)/pytest tests/unit/scheduling --numprocesses 2
 
 runtime: $(STAMP)  ## tests of the elastic runtime: real processes, also with MXNet and a second Python if there is one

@@ -1,31 +1,39 @@
-"""The decision core as machine code: `python -m dl2.compiled` has mypyc build it into the cache.
+"""The decision core as machine code: `dl2 compile` has mypyc build it into the cache.
 
 It is used where it was built from exactly the sources at hand, by a Python of the same kind; else, or with
-DL2_INTERPRETED set, the same sources are interpreted. Both give the same plans; only the time differs.
+DL2_INTERPRETED set, the same sources are interpreted. Both decide the same; only the time differs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
-from importlib import import_module
+from collections.abc import Mapping, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
-PACKAGE = "dl2.scheduling"
-_SOURCES = Path(__file__).parent / "scheduling"
+_HERE = Path(__file__).parent
+MODULES = "scheduling/[!_]*.py"
 _SETUP = """\
 import sys
 from mypyc.build import mypycify
 from setuptools import setup
-setup(name="dl2-compiled", packages=[], ext_modules=mypycify(sys.argv[3:], opt_level="2"), script_args=[
-    "build_ext", "--build-lib", sys.argv[1], "--build-temp", sys.argv[2]])
+library, objects, *files = sys.argv[1:]
+modules = mypycify(["--config-file=", *files], opt_level="2", target_dir=objects)
+setup(name="dl2", packages=[], ext_modules=modules,
+      script_args=["build_ext", "--build-lib", library, "--build-temp", objects])
 """
+
+
+def sources() -> list[Path]:
+    return sorted(_HERE.glob(MODULES))
 
 
 def cached() -> Path:
@@ -33,13 +41,26 @@ def cached() -> Path:
     if not (root := os.environ.get("DL2_CACHE")):
         root = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dl2")
     digest = hashlib.sha256(str(sysconfig.get_config_var("EXT_SUFFIX")).encode())
-    for source in sorted(_SOURCES.glob("*.py")):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    for source in sources():
+        digest.update(f"{source.relative_to(_HERE)}\0".encode() + source.read_bytes())
     return Path(root) / "compiled" / digest.hexdigest()[:16]
 
 
+class _Finder(MetaPathFinder):
+    """Finds modules by name in `files`, before anybody else looks for them."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = files
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        file = self._files.get(fullname)
+        return spec_from_file_location(fullname, file) if file else None
+
+
 def prefer() -> bool:
-    """From here on the core is imported as machine code, if it was built. Returns whether it is."""
+    """From here on what was built is imported as machine code. Returns whether there is any."""
     if os.environ.get("DL2_INTERPRETED"):
         return False
     try:
@@ -53,8 +74,13 @@ def prefer() -> bool:
         spec.loader.exec_module(module)
     except (OSError, RuntimeError, ValueError, ImportError):  # not built, or no home to look in
         return False
-    import_module(PACKAGE).__path__.insert(0, str(folder / PACKAGE.replace(".", "/")))
+    files = {_name(file.relative_to(folder)): file for file in folder.glob("dl2/*/*")}
+    sys.meta_path.insert(0, _Finder(files))
     return True
+
+
+def _name(file: Path) -> str:
+    return ".".join((*file.parent.parts, file.name.partition(".")[0]))
 
 
 def build() -> Path:
@@ -67,15 +93,10 @@ def build() -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        copy, made = Path(folder, "source"), Path(folder, "made")
-        shutil.copytree(_SOURCES, copy / "dl2/scheduling", ignore=shutil.ignore_patterns("__pycache__"))
-        (copy / "dl2/__init__.py").touch()
-        sources = sorted(str(s.relative_to(copy)) for s in copy.glob("dl2/scheduling/[!_]*.py"))
-        script = [sys.executable, "-c", _SETUP, str(made), str(copy / "objects"), *sources]
-        subprocess.run(script, cwd=copy, check=True, stdout=subprocess.DEVNULL, stderr=sys.stderr)
+        made, objects = Path(folder, "made"), Path(folder, "objects")
+        files = [str(source.relative_to(_HERE.parent)) for source in sources()]
+        environment = {**os.environ, "DL2_INTERPRETED": "1", "MYPY_CACHE_DIR": str(Path(folder, "mypy"))}
+        command = [sys.executable, "-c", _SETUP, str(made), str(objects), *files]
+        subprocess.run(command, cwd=_HERE.parent, env=environment, check=True, stdout=subprocess.DEVNULL)
         made.rename(target)
     return target
-
-
-if __name__ == "__main__":
-    print(build())

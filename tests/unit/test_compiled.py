@@ -38,11 +38,12 @@ def test_other_sources_have_another_place(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("DL2_CACHE", str(tmp_path))
     here = compiled.cached()
     assert here.parent == tmp_path / "compiled"
-    copy = tmp_path / "scheduling"
-    copy.mkdir()
-    for source in compiled._SOURCES.glob("*.py"):
-        (copy / source.name).write_bytes(source.read_bytes())
-    monkeypatch.setattr(compiled, "_SOURCES", copy)
+    copy = tmp_path / "dl2"
+    for source in compiled.sources():
+        there = copy / source.relative_to(compiled._HERE)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_bytes(source.read_bytes())
+    monkeypatch.setattr(compiled, "_HERE", copy)
     assert compiled.cached() == here
-    (copy / "decide.py").write_text("# another\n")
+    (copy / "scheduling" / "decide.py").write_text("# another\n")
     assert compiled.cached() != here

@@ -20,6 +20,10 @@ _COMMANDS = {
     "simulate": ("dl2.cli.simulate", "One simulated cluster under one scaling policy."),
     "evaluate": ("dl2.cli.evaluate", "Scaling policies over suites, with confidence intervals."),
     "train": ("dl2.cli.train", "Train the scaling agent in simulation."),
+    "compile": (
+        "dl2.cli.compile",
+        "Machine code of the decision core, for shorter passes; all works without.",
+    ),
     "demo": ("dl2.cli.demo", "The whole product on an embedded cluster, with real and simulated jobs."),
 }
 

@@ -31,7 +31,7 @@ class QuantityError(ValueError):
     """No quantity, or one out of bounds. The message names the resource, the text and the mend."""
 
 
-def parse_quantity(text: str | int | float, resource: str) -> int:
+def parse_quantity(text: object, resource: str) -> int:
     """`text` in the smallest unit of `resource` (cpu: milli-CPU; else whole units), rounded up.
 
     Raises QuantityError: not in Kubernetes' grammar, negative, or above 2**63 - 1.

@@ -3,12 +3,12 @@
 from dataclasses import replace
 from random import Random
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dl2.scheduling.apply import settle
 from dl2.scheduling.decide import Cache, decide
-from dl2.scheduling.plan import Action
+from dl2.scheduling.plan import Action, Reason
 from dl2.scheduling.snapshot import Key
 from tests.unit.scheduling.dsl import World, g, moves
 from tests.unit.scheduling.laws import asker_of, check_all, unarmed, without
@@ -105,8 +105,9 @@ def test_no_victim_that_was_not_needed(seed):
 
 @few
 @given(seeds)
+@example(13933)  # two overdue heads, for one of which room is kept
 def test_no_room_is_left_that_a_waiting_group_could_have(seed):
-    """At rest, nobody waits that would be admitted if it were the only one waiting."""
+    """At rest, nobody waits that would be admitted if it were the only one waiting, but for what is kept for a head."""
     world = random_world(Random(seed))
     world.queues = [
         replace(queue, strategy=queue.strategy.__class__("BestEffortFIFO")) for queue in world.queues
@@ -115,8 +116,9 @@ def test_no_room_is_left_that_a_waiting_group_could_have(seed):
     world.later(10_000)
     world.passes()
     snapshot = world.snapshot
+    kept = {d.key for d in decide(snapshot).decisions if d.reason is Reason.RESERVED}
     for group in snapshot.groups:
-        if group.admitted is None:
+        if group.admitted is None and group.key not in kept:
             others = tuple(x for x in snapshot.groups if x.admitted is not None)
             alone = replace(snapshot, groups=(*others, group), queues=unarmed(snapshot.queues))
             found = {d.key: d.action for d in decide(alone).decisions}
