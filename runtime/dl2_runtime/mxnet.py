@@ -136,6 +136,7 @@ class DL2(mx.kvstore.KVStoreBase):
         for array in outs:
             if array is not source:
                 array[:] = source
+        outs[0].wait_to_read()  # before its memory is asked for: MXNet takes it when it first writes
         self._outs[name] = outs
         self._values[name] = _host(outs[0])
         if outs[0].grad is not None:
@@ -217,7 +218,10 @@ class DL2(mx.kvstore.KVStoreBase):
         self._joined = True
 
     def _init(self, names: list[str]) -> None:
-        self._worker.init({name: self._values[name] for name in names})
+        mx.nd.waitall()  # their first values may still be under way, and so may the memory that they will be in
+        values = {name: _host(self._outs[name][0], self._values[name]) for name in names}
+        self._values.update(values)
+        self._worker.init(values)
         for name in names:
             _fill(self._outs[name], self._values[name])
 
@@ -252,6 +256,7 @@ class DL2(mx.kvstore.KVStoreBase):
 
     def _refresh(self) -> Mapping[str, Any]:
         """The parameters as they are now: MXNet may have laid an array out anew, or its own optimizer changed it."""
+        mx.nd.waitall()
         for name, outs in self._outs.items():
             value = self._values[name]
             if self._optimizer is None or isinstance(value.base, _Memory):

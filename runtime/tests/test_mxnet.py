@@ -175,3 +175,34 @@ def test_numpy_reads_and_changes_an_arrays_own_memory():
     environ = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     done = subprocess.run([PYTHON, "-c", MEMORY], env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+UNFINISHED = """
+import mxnet as mx, numpy as np
+from mxnet import autograd, gluon
+import dl2_runtime.mxnet
+
+kv = mx.kv.create("dl2")
+parameter = gluon.Parameter("weight", shape=(1500, 1500))
+parameter.initialize(mx.init.Zero())
+trainer = gluon.Trainer([parameter], "sgd", {"learning_rate": 0.1}, kvstore=kv)
+value = mean = mx.nd.full((1500, 1500), 1 / 1500)
+mx.nd.waitall()
+for _ in range(20):
+    value = mx.nd.dot(value, mean)
+parameter.set_data(value)  # comes to pass when all of this has been computed
+kv.join(trainer)
+with autograd.record():
+    loss = (0 * parameter.data()).sum()
+loss.backward()
+trainer.step(1)  # the servers send what they were given
+np.testing.assert_allclose(parameter.data().asnumpy(), 1 / 1500, rtol=1e-3)
+"""
+
+
+def test_a_job_begins_with_what_its_parameters_were_to_become(tmp_path):
+    """MXNet computes beside the program: at the join the initial values may still be under way."""
+    with Cluster(tmp_path) as job:
+        server = job.server(0)
+        worker = job.run("worker-0", "worker", 0, [PYTHON, "-c", UNFINISHED])
+        assert [worker.wait(), server.wait()] == [0, 0], worker.text()
