@@ -20,10 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-from dl2 import COMPILED
-from dl2.scheduling.apply import settle
-from dl2.scheduling.decide import Cache, decide
-from dl2.scheduling.snapshot import Group, Key, Limits, Member, Node, Queue, Snapshot
+from dl2 import compiled
+
+compiled.prefer()
+
+from dl2.scheduling.apply import settle  # noqa: E402
+from dl2.scheduling.decide import Cache, decide  # noqa: E402
+from dl2.scheduling.snapshot import Group, Key, Limits, Member, Node, Queue, Snapshot  # noqa: E402
 
 GPU = "nvidia.com/gpu"
 HOST = "kubernetes.io/hostname"
@@ -127,7 +130,7 @@ def main() -> None:
         "pass_5000_ms": milliseconds(lambda: decide(large), 3),
         "incremental_ms": incremental(small, 25),
     }
-    print("machine code" if COMPILED else "interpreted; `make compiled` builds machine code")
+    print("machine code" if compiled.in_use() else "interpreted; `make compiled` builds machine code")
     for name, value in figures.items():
         print(f"{name:16} {value:8.1f}")
     if options.json:

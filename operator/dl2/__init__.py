@@ -2,11 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from dl2 import compiled
-
 try:
     __version__ = version("dl2")
 except PackageNotFoundError:  # an uninstalled checkout
     __version__ = "0+unknown"
-
-COMPILED = compiled.prefer()  # is the decision core machine code?

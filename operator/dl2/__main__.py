@@ -1,6 +1,6 @@
 """`python -m dl2` is the same program as `dl2`."""
 
-from dl2.cli.main import app
+from dl2.cli.main import run
 
 if __name__ == "__main__":
-    app(prog_name="dl2")
+    run()

@@ -1,7 +1,8 @@
 """The decision core as machine code: `dl2 compile` has mypyc build it into the cache.
 
-It is used where it was built from exactly the sources at hand, by a Python of the same kind; else, or with
-DL2_INTERPRETED set, the same sources are interpreted. Both decide the same; only the time differs.
+The program `dl2` uses it where it was built from exactly the sources at hand, by a Python of the same kind; else, or
+with DL2_INTERPRETED set, the same sources are interpreted. Both decide the same; only the time differs, and that
+machine code refuses values of other types than those written down.
 """
 
 from __future__ import annotations
@@ -59,10 +60,17 @@ class _Finder(MetaPathFinder):
         return spec_from_file_location(fullname, file) if file else None
 
 
+def in_use() -> bool:
+    return any(isinstance(finder, _Finder) for finder in sys.meta_path)
+
+
 def prefer() -> bool:
-    """From here on what was built is imported as machine code. Returns whether there is any."""
-    if os.environ.get("DL2_INTERPRETED"):
-        return False
+    """From here on the core is imported as machine code, if it was built and nothing of it is imported yet.
+
+    Returns whether it is.
+    """
+    if os.environ.get("DL2_INTERPRETED") or any(name.startswith("dl2.scheduling.") for name in sys.modules):
+        return in_use()
     try:
         folder = cached()
         (shared,) = folder.glob("*__mypyc.*")

@@ -11,7 +11,12 @@ import pytest
 
 from dl2 import compiled
 
-TELL = "import dl2, dl2.scheduling.decide as core; print(dl2.COMPILED, core.__file__)"
+TELL = """
+from dl2 import compiled
+used = compiled.prefer()
+import dl2.scheduling.decide as core
+print(used, compiled.in_use(), core.__file__)
+"""
 
 
 def told(cache: Path, **more: str) -> list[str]:
@@ -23,8 +28,8 @@ def told(cache: Path, **more: str) -> list[str]:
 
 
 def test_what_nobody_has_built_is_interpreted(tmp_path: Path) -> None:
-    answer, file = told(tmp_path, DL2_INTERPRETED="")
-    assert (answer, Path(file).suffix) == ("False", ".py")
+    *used, file = told(tmp_path, DL2_INTERPRETED="")
+    assert (used, Path(file).suffix) == (["False", "False"], ".py")
 
 
 def test_what_is_damaged_is_interpreted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

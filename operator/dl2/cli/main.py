@@ -9,6 +9,8 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from dl2 import compiled
+
 _COMMANDS = {
     "run": ("dl2.cli.run", "Run the operator."),
     "cluster": ("dl2.cli.cluster", "An embedded cluster on this machine: up, down, status, logs, env."),
@@ -62,3 +64,9 @@ def main(version: bool = typer.Option(False, "--version", help="Print the versio
 
         typer.echo(f"dl2 {__version__}")
         raise typer.Exit
+
+
+def run() -> None:
+    """The program: with machine code where it was built. Who imports `app` decides that for himself."""
+    compiled.prefer()
+    app(prog_name="dl2")

@@ -15,7 +15,7 @@ from uuid import uuid4
 import structlog
 import typer
 
-from dl2 import COMPILED
+from dl2 import compiled
 from dl2.cli import logs
 from dl2.cli.finetuner import FineTuner
 from dl2.cli.logs import LogFormat
@@ -119,7 +119,7 @@ class Operator:
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sign, self._stop.set)
         port = await self._web.start()
-        log.info("listening", port=port, compiled=COMPILED)
+        log.info("listening", port=port, compiled=compiled.in_use())
         try:
             if lease is None:
                 await self._work()
