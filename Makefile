@@ -39,9 +39,9 @@ fmt: $(STAMP)  ## rewrite the sources in the project's format
 unit: $(STAMP)  ## tests that need nothing but Python
 	$(BIN)/pytest tests/unit --numprocesses 2
 
-compiled: packages $(STAMP)  ## the decision core as machine code, where it is not cached; its tests with it
+compiled: packages $(STAMP)  ## the decision core as machine code, where it is not cached; tests with it
 	$(BIN)/dl2 compile
-	DL2_COMPILED=1 $(BIN)/pytest tests/unit/scheduling --numprocesses 2
+	DL2_COMPILED=1 $(BIN)/pytest tests/unit/scheduling tests/unit/controller tests/unit/cli --numprocesses 2
 
 runtime: $(STAMP)  ## tests of the elastic runtime: real processes, also with MXNet and a second Python if there is one
 	DL2_MXNET_PYTHON=$${DL2_MXNET_PYTHON-$$(runtime/tests/pythons mxnet)} $(BIN)/pytest runtime/tests --numprocesses 2
