@@ -8,7 +8,7 @@ NAME   ?= dl2
 SOURCES := operator runtime tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt unit compiled runtime integration e2e bench cluster-up cluster-down clean packages parts
+.PHONY: help demo test lint fmt unit compiled unit-compiled runtime integration e2e bench cluster-up cluster-down clean packages parts
 
 help:  ## what there is
 	@awk -F ':.*##' '/^[a-z0-9-]+:.*##/ {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: packages $(STAMP)  ## real MXNet jobs and simulated ones under the operator (KEEP=1 leaves it running)
 	$(BIN)/dl2 demo $(if $(KEEP),--keep)
 
-test: packages lint unit compiled parts runtime integration e2e  ## everything that CI runs
+test: packages lint unit unit-compiled parts runtime integration e2e  ## everything that CI runs
 
 lint: $(STAMP)  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check $(SOURCES)
@@ -39,8 +39,10 @@ fmt: $(STAMP)  ## rewrite the sources in the project's format
 unit: $(STAMP)  ## tests that need nothing but Python
 	$(BIN)/pytest tests/unit --numprocesses 2
 
-compiled: packages $(STAMP)  ## the decision core as machine code, where it is not cached; tests with it
+compiled: packages $(STAMP)  ## the decision core as machine code, where it is not cached
 	$(BIN)/dl2 compile
+
+unit-compiled: compiled  ## unit tests of what runs on that
 	DL2_COMPILED=1 $(BIN)/pytest tests/unit/scheduling tests/unit/controller tests/unit/cli --numprocesses 2
 
 runtime: $(STAMP)  ## tests of the elastic runtime: real processes, also with MXNet and a second Python if there is one

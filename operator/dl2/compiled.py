@@ -20,6 +20,8 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+from dl2 import resources
+
 _HERE = Path(__file__).parent
 MODULES = "scheduling/[!_]*.py"
 _SETUP = """\
@@ -39,12 +41,10 @@ def sources() -> list[Path]:
 
 def cached() -> Path:
     """The folder in the cache that holds, or will hold, what is built from these sources."""
-    if not (root := os.environ.get("DL2_CACHE")):
-        root = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dl2")
     digest = hashlib.sha256(str(sysconfig.get_config_var("EXT_SUFFIX")).encode())
     for source in sources():
         digest.update(f"{source.relative_to(_HERE)}\0".encode() + source.read_bytes())
-    return Path(root) / "compiled" / digest.hexdigest()[:16]
+    return resources.cache() / "compiled" / digest.hexdigest()[:16]
 
 
 class _Finder(MetaPathFinder):

@@ -1,5 +1,6 @@
-"""Files that travel with the package: CRDs, manifests, the Go modules of the embedded cluster, images, examples."""
+"""Files that travel with the package (CRDs, manifests, Go modules, images, examples), and the cache of what is built."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -20,3 +21,10 @@ def directory(name: Resource) -> Path:
     raise FileNotFoundError(
         f"{name}/ is neither packaged with dl2 nor beside it; reinstall dl2 or run from a checkout"
     )
+
+
+def cache() -> Path:
+    """Where what is built once is filed by its content: DL2_CACHE, else XDG_CACHE_HOME/dl2, else ~/.cache/dl2."""
+    if configured := os.environ.get("DL2_CACHE"):
+        return Path(configured).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "dl2"

@@ -136,9 +136,7 @@ class DL2(mx.kvstore.KVStoreBase):
         for array in outs:
             if array is not source:
                 array[:] = source
-        outs[0].wait_to_read()  # before its memory is asked for: MXNet takes it when it first writes
         self._outs[name] = outs
-        self._values[name] = _host(outs[0])
         if outs[0].grad is not None:
             self._with_grad.append(name)
         if self._joined:  # a parameter whose shape only now is known
@@ -154,7 +152,7 @@ class DL2(mx.kvstore.KVStoreBase):
     @property
     def _trained(self) -> list[str]:
         """The parameters that a round exchanges. A Module keeps gradients elsewhere: there it says which have none."""
-        return self._with_grad or [name for name in self._values if name not in self._fixed]
+        return self._with_grad or [name for name in self._outs if name not in self._fixed]
 
     def pushpull(self, key: Any, value: Any, out: Any = None, priority: int = 0) -> None:
         name = str(key)
@@ -209,17 +207,17 @@ class DL2(mx.kvstore.KVStoreBase):
     # -- one round --
 
     def _join(self) -> None:
-        if not self._values:
+        if not self._outs:
             raise RuntimeError(
                 "no parameter is known yet: call join(trainer) before the first batch is asked for"
             )
         self._worker.refresh = self._refresh
-        self._init(list(self._values))
+        self._init(list(self._outs))
         self._joined = True
 
     def _init(self, names: list[str]) -> None:
         mx.nd.waitall()  # their first values may still be under way, and so may the memory that they will be in
-        values = {name: _host(self._outs[name][0], self._values[name]) for name in names}
+        values = {name: _host(self._outs[name][0]) for name in names}
         self._values.update(values)
         self._worker.init(values)
         for name in names:

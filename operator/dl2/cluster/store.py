@@ -20,7 +20,16 @@ import structlog
 from dl2.api import Object
 from dl2.api.core import PodRecord
 from dl2.cluster.freshness import Freshness
-from dl2.cluster.resources import DL_JOBS, NODE_TOPOLOGIES, NODES, POD_GROUPS, PODS, SERVICES, Resource
+from dl2.cluster.resources import (
+    DL_JOBS,
+    NAMESPACES,
+    NODE_TOPOLOGIES,
+    NODES,
+    POD_GROUPS,
+    PODS,
+    SERVICES,
+    Resource,
+)
 from dl2.scheduling.snapshot import Key
 
 log = structlog.get_logger(__name__)
@@ -73,6 +82,11 @@ class Store:
     def get(self, resource: Resource, namespace: str, name: str) -> Entry | None:
         uid = self._names.get((resource.kind, namespace, name))
         return self._kinds[resource.kind].get(uid) if uid else None
+
+    def is_going(self, namespace: str) -> bool:
+        """Is the namespace being deleted? Nothing new can start in there."""
+        entry = self.get(NAMESPACES, "", namespace)
+        return entry is not None and entry.deleting
 
     def count(self, resource: Resource) -> int:
         return len(self._kinds[resource.kind])
@@ -230,6 +244,8 @@ class Store:
                 self._mark_pod(entry)
             else:
                 self.dirty_kinds.add(resource.kind)
+        if resource is NAMESPACES and new is not None and new.deleting:
+            self.dirty |= {group.key for group in self.all(POD_GROUPS) if group.namespace == new.name}
         self.changed.set()
 
     def _mark_pod(self, entry: Entry) -> None:

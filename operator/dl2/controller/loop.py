@@ -16,7 +16,7 @@ from dl2.api.names import GroupCondition, JobCondition
 from dl2.cluster.applier import Applier, Write
 from dl2.cluster.client import ApiError, KubeClient
 from dl2.cluster.events import EventRecorder
-from dl2.cluster.resources import DL_JOBS, NAMESPACES, POD_GROUPS, PODS, SERVICES, TENANT_QUEUES, Resource
+from dl2.cluster.resources import DL_JOBS, POD_GROUPS, PODS, SERVICES, TENANT_QUEUES, Resource
 from dl2.cluster.store import Entry, Store
 from dl2.controller import groups, jobs, misconfigured, queues
 from dl2.controller.decisions import Decisions
@@ -163,9 +163,8 @@ class Controller:
         if group is None and job is None:
             self.applier.forget(key)
             return
-        namespace = self._store.get(NAMESPACES, "", key.namespace)
-        if namespace is not None and namespace.deleting:
-            return  # everything in it is going, and nothing new may come
+        if self._store.is_going(key.namespace):
+            return  # and everything in it with it
         known = self._world.group(key)
         with structlog.contextvars.bound_contextvars(job=str(key), queue=known.queue if known else ""):
             try:

@@ -37,7 +37,6 @@ class World:
         self._nodes: dict[str, Node] = {}
         self._queues: tuple[Queue, ...] = ()
         self._namespaces: dict[str, dict[str, str]] = {}
-        self._going: set[str] = set()  # namespaces that are being deleted
         self._classes: dict[str, PriorityClassRecord] = {}
         self._orphans: set[Key] = set()  # groups that pods name but that do not exist: their pods are others'
         self._assumed: dict[Key, Mapping[str, Mapping[str, int]]] = {}  # group -> member -> node -> pods
@@ -56,7 +55,6 @@ class World:
                 self._classes = {e.name: e.value for e in store.all(PRIORITY_CLASSES) if e.value}
                 keys |= {e.key for e in store.all(POD_GROUPS)}
             self._refresh_tree()
-            keys |= self._refresh_going()
         if not self._primed:
             nodes |= {e.name for e in store.all(NODES)}
             keys |= set(store.groups_with_pods())
@@ -95,12 +93,6 @@ class World:
         queues = tuple(_queue(e) for e in self._store.all(TENANT_QUEUES))
         if namespaces != self._namespaces or queues != self._queues:
             self._namespaces, self._queues, self.news = namespaces, queues, True
-
-    def _refresh_going(self) -> set[Key]:
-        """The groups in namespaces of which the end has come in sight: nothing new can start in there."""
-        going = {e.name for e in self._store.all(NAMESPACES) if e.deleting}
-        fresh, self._going = going - self._going, going
-        return {e.key for e in self._store.all(POD_GROUPS) if e.namespace in fresh} if fresh else set()
 
     def _put_group(self, key: Key, group: Group | None) -> None:
         old = self._groups.pop(key, None) if group is None else self._groups.get(key)
@@ -163,7 +155,7 @@ class World:
         return replace(group, suspend=group.suspend or going)
 
     def _is_going(self, entry: Entry) -> bool:
-        return entry.deleting or entry.namespace in self._going
+        return entry.deleting or self._store.is_going(entry.namespace)
 
     def _read_node(self, name: str) -> Node | None:
         entry = self._store.get(NODES, "", name)

@@ -121,11 +121,8 @@ class Binaries:
 
 
 def cache_root() -> Path:
-    """The folder of built binaries: DL2_CACHE/bin, else XDG_CACHE_HOME/dl2/bin, else ~/.cache/dl2/bin."""
-    if configured := os.environ.get("DL2_CACHE"):
-        return Path(configured).expanduser().absolute() / "bin"
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser().absolute() / "dl2" / "bin"
+    """The folder of built binaries."""
+    return resources.cache() / "bin"
 
 
 def cache_key(module: Path, name: str, go_version: str) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import get_args
 
 from dl2 import resources
-from dl2.embedded.binaries import cache_root
 from dl2.embedded.errors import ClusterError
 
 SKIPPED = ("__pycache__", "*.pyc", "*.egg-info", ".*")
@@ -51,7 +50,7 @@ def reference(name: str) -> str:
 
 def folder() -> Path:
     """Where archives and the layers they share are kept."""
-    return cache_root().parent / "images"
+    return resources.cache() / "images"
 
 
 def archive(name: str) -> Path:

@@ -60,11 +60,6 @@ def usable(node: Node) -> bool:
     return node.ready and not node.unschedulable
 
 
-def eligible(member: Member, node: Node) -> bool:
-    """May a pod of `member` run on `node`, room apart?"""
-    return not barrier(member, node)
-
-
 def barrier(member: Member, node: Node) -> str:
     """What keeps pods of `member` off `node`, room apart, as in "3 nodes ..."; empty when nothing does."""
     if not usable(node):

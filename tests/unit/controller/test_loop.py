@@ -30,7 +30,7 @@ def group(name: str, cpu: str = "1", **more: Any) -> dict[str, Any]:
     }
 
 
-def gated_pod(of: str, cpu: str = "1") -> dict[str, Any]:
+def gated_pod(of: str) -> dict[str, Any]:
     labels = {names.LABEL_POD_GROUP: of, names.LABEL_MEMBER: "worker"}
     return {
         "apiVersion": "v1",
@@ -38,7 +38,7 @@ def gated_pod(of: str, cpu: str = "1") -> dict[str, Any]:
         "metadata": {"name": f"{of}-0", "namespace": NAMESPACE, "labels": labels},
         "spec": {
             "schedulingGates": [{"name": names.GATE}],
-            "containers": [{"name": "main", "resources": {"requests": {"cpu": cpu}}}],
+            "containers": [{"name": "main", "resources": {"requests": {"cpu": "1"}}}],
         },
         "status": {"phase": "Pending"},
     }

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import product
 
-from dl2.scheduling.fits import eligible
+from dl2.scheduling.fits import barrier
 from dl2.scheduling.snapshot import CapacityMode, Group, Node, Queue, Snapshot, Strategy
 from tests.unit.scheduling.laws import effective_min, own_min
 
@@ -272,7 +272,7 @@ def _search(nodes: Sequence[Node], group: Group) -> bool:
         if m == len(group.members):
             return True
         member = group.members[m]
-        ranges = [range(member.min_count + 1) if eligible(member, node) else range(1) for node in nodes]
+        ranges = [range(1) if barrier(member, node) else range(member.min_count + 1) for node in nodes]
         for spread in product(*ranges):
             if sum(spread) == member.min_count and _take(free, member.requests, spread, 1):
                 if place(m + 1):
