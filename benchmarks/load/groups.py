@@ -1,4 +1,4 @@
-"""The load of Kueue's own scheduler benchmark as PodGroups without pods, and who plays their pods.
+"""The load of Kueue's own scheduler benchmark, as groups without pods, and who plays their pods.
 
 Creates every group at its time, watches for admissions, and writes the condition Finished when a group has been
 admitted for its run time. An admission that is taken back ends the run: the next one starts from the beginning.
@@ -11,41 +11,18 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import orjson
 
-TREES, QUEUES = 5, 6  # queues of each tree
-MIN_CPUS, MAX_CPUS = 20, 120  # of each queue; a tree has the sum of its queues' min
-CAPACITY = TREES * QUEUES * MIN_CPUS
+from load.systems import CLASSES, Class, Raw, System, holds, queues
+
 SILENCE_SECONDS = 5.0  # of the watch, until all groups are listed again
 IN_FLIGHT = 48  # requests of each kind
-_GROUPS = "/apis/dl2.dev/v1alpha1/podgroups"
-_IN_NAMESPACE = "/apis/dl2.dev/v1alpha1/namespaces/{}/podgroups"
-
-
-@dataclass(frozen=True)
-class Class:
-    """Groups of one kind: `count` in every queue, one `every` seconds, each running `runtime` seconds."""
-
-    name: str
-    priority: int
-    cpus: int
-    count: int
-    every: float
-    runtime: float
-
-
-CLASSES = (
-    Class("large", 200, 20, 50, 1.2, 1.0),
-    Class("medium", 100, 5, 100, 0.5, 0.5),
-    Class("small", 50, 1, 350, 0.1, 0.2),
-)
 
 
 @dataclass(frozen=True)
@@ -97,13 +74,6 @@ class _Group:
     finished: bool = False
 
 
-def queues() -> Iterator[tuple[str, str]]:
-    """(tree, queue) of every leaf queue; its namespace has the queue's name."""
-    for tree in range(TREES):
-        for queue in range(QUEUES):
-            yield f"tree-{tree}", f"tree-{tree}-queue-{queue}"
-
-
 def arrivals(scale: float) -> list[tuple[float, str, Class, int]]:
     """(second, queue, class, number) of every group, in the order of time."""
     return sorted(
@@ -120,8 +90,8 @@ def arrivals(scale: float) -> list[tuple[float, str, Class, int]]:
 class Load:
     """One run. `run` returns when all groups have finished or `timeout` seconds are over."""
 
-    def __init__(self, server: Server, scale: float, timeout: float) -> None:
-        self._server, self._timeout = server, timeout
+    def __init__(self, system: System, server: Server, scale: float, timeout: float) -> None:
+        self._system, self._server, self._timeout = system, server, timeout
         self._arrivals = arrivals(scale)
         self._groups: dict[tuple[str, str], _Group] = {}
         self._creating, self._finishing = asyncio.Semaphore(IN_FLIGHT), asyncio.Semaphore(IN_FLIGHT)
@@ -180,18 +150,9 @@ class Load:
             task.add_done_callback(lambda _: self._creating.release())
 
     async def _create(self, queue: str, kind: Class, name: str) -> None:
-        body = {
-            "apiVersion": "dl2.dev/v1alpha1",
-            "kind": "PodGroup",
-            "metadata": {"name": name, "namespace": queue},
-            "spec": {
-                "queue": queue,
-                "priorityClassName": kind.name,
-                "members": [{"name": "worker", "count": 1, "requests": {"cpu": kind.cpus}}],
-            },
-        }
+        body = self._system.group(queue, kind, name)
         self._groups[queue, name] = _Group(kind, time.monotonic())
-        await self._send("POST", _IN_NAMESPACE.format(queue), body, "application/json", {409})
+        await self._send("POST", self._path(queue), body, "application/json", {409})
         self._report.created += 1
 
     # -- running and finishing ------------------------------------------------------------------------------
@@ -202,11 +163,10 @@ class Load:
         group = self._groups.get(key)
         if group is None or group.finished:
             return
-        status = raw.get("status") or {}
-        admitted = any(
-            c["type"] == "Admitted" and c["status"] == "True" for c in status.get("conditions") or ()
-        )
-        token = str(status.get("admittedAt")) if admitted else ""
+        owed = self._system.give_back(raw)
+        if owed is not None:
+            self._tasks.create_task(self._give_back(key, owed))
+        token = self._system.admission(raw)
         if token == group.token:
             return
         now = time.monotonic()
@@ -217,34 +177,28 @@ class Load:
         if token:
             self._charge(now, group.kind.cpus)
             group.waited = now - group.created
-            task = self._tasks.create_task(self._finish(key, group, token))
-            task.add_done_callback(lambda _: None)
+            self._tasks.create_task(self._finish(key, group, token))
 
     async def _finish(self, key: tuple[str, str], group: _Group, token: str) -> None:
         await asyncio.sleep(group.kind.runtime)
         if group.token != token:
             return
-        condition = {
-            "type": "Finished",
-            "status": "True",
-            "reason": "Completed",
-            "message": "has run its time",
-            "lastTransitionTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        }
-        # Refused when the admission is not that one any more, or the group has finished already.
-        patch = [
-            {"op": "test", "path": "/status/admittedAt", "value": token},
-            {"op": "add", "path": "/status/conditions/-", "value": condition},
-        ]
-        path = f"{_IN_NAMESPACE.format(key[0])}/{key[1]}"
+        patch = self._system.finish(key[0], token)
+        path = self._path(*key)
         async with self._finishing:
             answer = await self._send("PATCH", f"{path}/status", patch, "application/json-patch+json", {422})
             if answer is None:
                 answer = await self._send("GET", path) or {}
-        if _finished(answer):
+        if holds(answer, "Finished"):
             self._ended(group)
         else:
             self._saw(answer)
+
+    async def _give_back(self, key: tuple[str, str], patch: Raw) -> None:
+        # Refused when somebody else has written meanwhile: that is heard of, and answered again.
+        await self._send(
+            "PATCH", f"{self._path(*key)}/status", patch, "application/merge-patch+json", {404, 409}
+        )
 
     def _ended(self, group: _Group) -> None:
         if group.finished:
@@ -263,6 +217,12 @@ class Load:
         self._counted = now
 
     # -- the API server -------------------------------------------------------------------------------------
+    def _path(self, namespace: str = "", name: str = "") -> str:
+        system = self._system
+        if not namespace:
+            return f"{system.api}/{system.plural}"
+        return f"{system.api}/namespaces/{namespace}/{system.plural}" + (f"/{name}" if name else "")
+
     async def _watch(self, version: str) -> None:
         while True:
             try:
@@ -277,7 +237,7 @@ class Load:
     async def _events(self, version: str) -> AsyncIterator[dict[str, Any]]:
         query = {"watch": "true", "resourceVersion": version}
         timeout = aiohttp.ClientTimeout(total=None, sock_read=SILENCE_SECONDS)
-        async with self._session.get(_GROUPS, params=query, timeout=timeout) as response:
+        async with self._session.get(self._path(), params=query, timeout=timeout) as response:
             response.raise_for_status()
             rest = b""
             async for block in response.content.iter_any():
@@ -290,7 +250,7 @@ class Load:
         self._report.lists += 1
         token, version = "", ""
         while True:
-            page = await self._send("GET", f"{_GROUPS}?limit=500&continue={token}", refused={410})
+            page = await self._send("GET", f"{self._path()}?limit=500&continue={token}", refused={410})
             if page is None:  # the pages are too old by now
                 token = ""
                 continue
@@ -329,8 +289,3 @@ class Load:
             self._report.repeats += 1
             await asyncio.sleep(delay)
             delay = min(delay * 2, 2.0)
-
-
-def _finished(raw: dict[str, Any]) -> bool:
-    conditions = (raw.get("status") or {}).get("conditions") or ()
-    return any(c["type"] == "Finished" and c["status"] == "True" for c in conditions)
