@@ -18,6 +18,7 @@ from typing import Any
 
 import kopf
 import structlog
+from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 
 from dl2.cluster.client import Credentials, load_configuration
 from dl2.cluster.resources import WATCHED, Resource
@@ -96,6 +97,7 @@ class _KopfThread(threading.Thread):
         await kopf.operator(
             registry=self._registry(),
             settings=settings(),
+            memories=_NoMemories(),
             clusterwide=True,
             standalone=True,
             stop_flag=self._stop,
@@ -179,6 +181,32 @@ class _NoDiffs(kopf.DiffBaseStorage):  # type: ignore[misc,unused-ignore]
         pass
 
 
+class _NoProgress(kopf.ProgressStorage):  # type: ignore[misc,unused-ignore]
+    """Of handlers that are tried again, which `on.event` never is."""
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+    def purge(self, **_: Any) -> None:
+        pass
+
+    def touch(self, **_: Any) -> None:
+        pass
+
+    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
+        return essence
+
+
+class _NoMemories(ResourceMemories):  # type: ignore[misc,unused-ignore]
+    """Kopf remembers each object for its daemons and retries, of which there are none: a KiB for every pod."""
+
+    async def recall(self, raw_body: kopf.RawBody, **options: Any) -> ResourceMemory:
+        return await super().recall(raw_body, **{**options, "ephemeral": True})
+
+
 def settings() -> kopf.OperatorSettings:
     """Watches that end, are renewed, and never freeze in silence; no writes of Kopf's own."""
     chosen = kopf.OperatorSettings()
@@ -192,4 +220,5 @@ def settings() -> kopf.OperatorSettings:
     chosen.posting.enabled = False
     chosen.queueing.idle_timeout = 0.1  # a worker per object: thousands of them, if they linger
     chosen.persistence.diffbase_storage = _NoDiffs()
+    chosen.persistence.progress_storage = _NoProgress()
     return chosen
