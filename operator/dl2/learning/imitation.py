@@ -162,8 +162,8 @@ def _episode(weights: network.Weights, plan: ImitationPlan, number: int) -> Iter
             if lesson is not None:
                 yield lesson
         decisions += 1
-        outputs = network.forward(weights, sight.features, sight.cluster) if sight.table.jobs else None
-        simulation.step({} if outputs is None else act(sight, outputs), sight.observation)
+        outputs = network.forward(weights, sight.features, sight.cluster)
+        simulation.step(act(sight, outputs), sight.observation)
 
 
 def lessons_from_log(path: Path) -> list[Lesson]:

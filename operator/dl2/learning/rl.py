@@ -96,9 +96,9 @@ def _play(
         sight = memory.look(simulation.observe())
         said = network.forward(weights, sight.features, sight.cluster)
         drawn = said + plan.deviation * rng.standard_normal(said.shape)
-        if len(moments) == plan.slots:
+        if len(said) and len(moments) == plan.slots:
             return moments, Moment(sight.features, sight.cluster, said, said, 0.0)
-        simulation.step(act(sight, drawn) if len(said) else {}, sight.observation)
+        simulation.step(act(sight, drawn), sight.observation)
         reward = -len(sight.observation.jobs) / len(case.workload.jobs)
         if len(said):
             moments.append(Moment(sight.features, sight.cluster, said, drawn, reward))

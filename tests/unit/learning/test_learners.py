@@ -152,6 +152,21 @@ def test_reinforcement_moves_towards_what_was_better_than_expected() -> None:
     assert value.item() > 0.1
 
 
+def test_an_episode_goes_on_where_no_job_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the end of one job and the arrival of the next there is nothing to say, and nothing to value."""
+    case = training_case(1)
+    first, second = case.workload.jobs[:2]
+    late = replace(second, submitted_at=first.submitted_at + 1e7)
+    apart = replace(case, workload=replace(case.workload, jobs=(first, late)))
+    monkeypatch.setattr(rl, "training_case", lambda n: apart)
+    moments, rest = rl._play(network.initial(1), rl.RLPlan(slots=10**6), 0, 0)
+    assert rest is None
+    assert {len(moment.jobs) for moment in moments} == {1}
+    _, rest = rl._play(network.initial(1), rl.RLPlan(slots=len(moments) - 1), 0, 0)
+    assert rest is not None
+    assert len(rest.jobs) == 1
+
+
 def exported(tmp_path: Path) -> Path:
     """A decision log of the envelope policy, as `dl2 log export` prints it."""
     policy, path = load_policy("envelope"), tmp_path / "log.jsonl"

@@ -53,7 +53,9 @@ def initial(seed: int) -> dict[str, Floats]:
 
 
 def forward(weights: Weights, jobs: Floats, cluster: Floats) -> Floats:
-    """(J, OUTPUTS) raw outputs from features (J, FEATURES) and (CLUSTER,)."""
+    """(J, OUTPUTS) raw outputs from features (J, FEATURES) and (CLUSTER,); J may be 0."""
+    if not len(jobs):
+        return np.zeros((0, OUTPUTS))
     wide = np.concatenate([jobs, np.broadcast_to(cluster, (len(jobs), CLUSTER))], axis=1)
     embedded = np.tanh(wide @ weights["embed1.weight"] + weights["embed1.bias"])
     embedded = np.tanh(embedded @ weights["embed2.weight"] + weights["embed2.bias"])

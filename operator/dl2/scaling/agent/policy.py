@@ -74,8 +74,6 @@ class Agent:
 
     def allocate(self, observation: Observation) -> dict[str, Scale]:
         sight = self._memory.look(observation)
-        if not sight.table.jobs:
-            return {}
         outputs = forward(self.weights, sight.features, sight.cluster)
         if not np.isfinite(outputs).all():
             self.fallbacks += 1
