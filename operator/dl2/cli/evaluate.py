@@ -30,6 +30,7 @@ def command(
     policies: Annotated[str, typer.Option(help="Names or checkpoints, separated by commas; options as in envelope:optimism=0.")] = _DEFAULT,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Cases of each suite.")] = 10,
     split: Annotated[Split, typer.Option(help="Which seeds; numbers to publish come from test.")] = Split.TEST,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that play cases side by side.")] = 1,
     list_suites: Annotated[bool, typer.Option("--list", help="Name the suites and exit.")] = False,
     to_json: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file (- is standard output).")] = None,
     plot: Annotated[Path | None, typer.Option(help="Folder for the distributions of completion times.")] = None,
@@ -52,7 +53,7 @@ def command(
         raise typer.Exit(2) from None
     to_stderr = to_json is not None and str(to_json) == "-"
     console = Console(stderr=to_stderr, width=max(Console(stderr=to_stderr).width, _WIDTH))
-    reports = [_measured(name, names, seeds, split, console) for name in suite or ["contended"]]
+    reports = [_measured(name, names, seeds, split, processes) for name in suite or ["contended"]]
     for report in reports:
         console.print(_table(report))
     if to_json is not None:
@@ -66,14 +67,14 @@ def command(
             completion_times(report.outcomes, plot / f"{report.suite}-jct.png")
 
 
-def _measured(suite: str, names: list[str], seeds: int, split: Split, console: Console) -> Report:
+def _measured(suite: str, names: list[str], seeds: int, split: Split, processes: int) -> Report:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(suite, total=seeds * len({*names, "drf", "optimus"}))
 
         def tell(case: str, policy: str) -> None:
             bar.update(task, advance=1, description=f"{case} {policy}")
 
-        return evaluate(suite, names, seeds, split, tell)
+        return evaluate(suite, names, seeds, split, tell, processes)
 
 
 def _table(report: Report) -> Table:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
 
 from dl2.learning.run import LOWER_BOUND, Outcome, run
@@ -44,15 +46,18 @@ def evaluate(
     seeds: int,
     split: Split = Split.TEST,
     progress: Callable[[str, str], None] = lambda *_: None,
+    processes: int = 1,
 ) -> Report:
-    """Run every policy on the same `seeds` cases. References that were not asked for are run too."""
+    """Run every policy on the same `seeds` cases, in so many `processes`. References that were not asked for are
+    run too. `progress` is told each case and policy that is done. How long a decision takes is the only figure that
+    depends on `processes`.
+    """
     names = list(dict.fromkeys([*policies, *REFERENCES]))
-    cases = [suite_named(suite).case(n, split) for n in range(seeds)]
     outcomes: dict[str, list[Outcome]] = {name: [] for name in names}
-    for case in cases:
-        for name in names:
-            progress(case.name, name)
-            outcomes[name].append(run(name, case))
+    plays = [_Play(suite, n, split, name) for n in range(seeds) for name in names]
+    for found in _played(plays, processes):
+        outcomes[found.policy].append(found)
+        progress(found.case, found.policy)
     jct = {name: [found.mean_jct for found in outcomes[name]] for name in names}
     alone = [found.alone for found in outcomes[names[0]]]
     return Report(
@@ -64,6 +69,28 @@ def evaluate(
         {reference: below(alone, jct[reference]) for reference in REFERENCES},
         tuple(found for name in names for found in outcomes[name]),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Play:
+    """The n-th case of a suite under one policy."""
+
+    suite: str
+    n: int
+    split: Split
+    policy: str
+
+    def outcome(self) -> Outcome:
+        return run(self.policy, suite_named(self.suite).case(self.n, self.split))
+
+
+def _played(plays: Sequence[_Play], processes: int) -> Iterator[Outcome]:
+    """In the order of `plays`."""
+    if processes == 1:
+        yield from map(_Play.outcome, plays)
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        yield from pool.map(_Play.outcome, plays)
 
 
 def _row(name: str, outcomes: Sequence[Outcome], jct: dict[str, list[float]]) -> Row:

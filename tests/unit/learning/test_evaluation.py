@@ -43,6 +43,14 @@ def test_a_report_has_references_bound_and_json() -> None:
     assert data["policies"]["envelope-oracle"]["below"]["optimus"]["mean"] > 0
 
 
+def test_processes_change_nothing_but_the_time() -> None:
+    alone, beside = (as_json(evaluate("testbed", ["srtf"], seeds=2, processes=n)) for n in (1, 2))
+    for report in (alone, beside):
+        for row in report["policies"].values():
+            del row["decision"]
+    assert beside == alone
+
+
 def test_evaluate_prints_a_table_and_writes_json_and_pictures(tmp_path: Path) -> None:
     found = CliRunner().invoke(
         evaluate_command.app,
