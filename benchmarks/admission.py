@@ -34,9 +34,10 @@ from pathlib import Path
 import yaml
 
 from dl2.embedded.cluster import EmbeddedCluster
-from load.admitting import SPACE, Admitting, Peer, Process, dl2_admits, kueue_admits
+from load.admitting import DL2, KUEUE, SPACE, Admitting, Contender
 from load.groups import Load, Report, Server
-from load.systems import CAPACITY, Dl2, Kueue, System
+from load.systems import CAPACITY, System
+from load.usage import Usage
 
 GOALS = {
     "wall_seconds": "<= 150",
@@ -88,7 +89,7 @@ def tell(report: Report, running: Admitting) -> None:
     print(
         f"{report.wall:6.1f} s  created {report.created:6}  finished {report.finished:6}  "
         f"admitted {report.cpus:4} CPUs  used {running.usage.cpu_seconds():6.1f} s "
-        f"{running.usage.peak_rss_mib():5.0f} MiB",
+        f"{running.usage.memory_mib():5.0f} MiB",
         file=sys.stderr,
     )
 
@@ -111,23 +112,21 @@ def let_in(cluster: EmbeddedCluster) -> None:
 Facts = dict[str, float]
 
 
-def measure(system: System, scale: float, timeout: float, log: Path) -> tuple[Facts, Facts, Report]:
+def measure(contender: Contender, scale: float, timeout: float, log: Path) -> tuple[Facts, Facts, Report]:
     """(figures, further facts, the load's report)."""
     with EmbeddedCluster(f"admission-{os.getpid()}", kwok_nodes=8, cpus=1024, gpus=0, owned=True) as cluster:
-        if isinstance(system, Kueue):
-            cluster.kubectl("apply", "--server-side", "-f", str(Peer().kinds()))
-            cluster.kubectl("wait", "--for=condition=Established", "--all", "crds", "--timeout=60s")
-        cluster.kubectl("apply", "--server-side", "-f", "-", input=yaml.safe_dump_all(system.objects()))
+        contender.install(cluster)
+        objects = yaml.safe_dump_all(contender.system.objects())
+        cluster.kubectl("apply", "--server-side", "-f", "-", input=objects)
         let_in(cluster)
         pids = {status.name: status.pid for status in cluster.status()}
         for name in IDLE:
             cluster.stop_component(name)
-        servers = {name: Process(pids[name] or 0) for name in ("kube-apiserver", "etcd")}
+        servers = {name: Usage(pids[name] or 0) for name in ("kube-apiserver", "etcd")}
         server = Server(cluster.server, cluster.pki.ca, cluster.service_account_token(SPACE, "load"))
-        admits = kueue_admits if isinstance(system, Kueue) else dl2_admits
-        with admits(cluster, log) as running:
+        with contender.admits(cluster, log) as running:
             before = {name: process.cpu_seconds() for name, process in servers.items()}
-            report = drive(system, server, scale, timeout, running)
+            report = drive(contender.system, server, scale, timeout, running)
             facts = {
                 f"{name} CPU seconds": process.cpu_seconds() - before[name]
                 for name, process in servers.items()
@@ -137,7 +136,7 @@ def measure(system: System, scale: float, timeout: float, log: Path) -> tuple[Fa
                 "groups_per_second": report.finished / report.wall,
                 "quota_use_percent": 100 * report.held / (CAPACITY * report.wall),
                 "cpu_seconds": running.usage.cpu_seconds(),
-                "peak_rss_mib": running.usage.peak_rss_mib(),
+                "peak_rss_mib": running.usage.memory_mib(),
                 **{f"wait_{name}_s": wait for name, wait in report.waits.items()},
             }
             facts |= from_metrics(running.metrics())
@@ -166,13 +165,11 @@ def show(columns: Mapping[str, Facts]) -> None:
         print(f"{figure:20}", *(f"{figures[figure]:8.1f}" for figures in columns.values()), f" {goal}")
 
 
-def show_facts(name: str, facts: Facts, report: Report) -> None:
+def show_facts(name: str, facts: Facts) -> None:
     print(f"{name}:")
     for fact, value in facts.items():
         print(f"  {fact}: {value:.1f}")
     print(f"  load average: {', '.join(f'{load:.1f}' for load in os.getloadavg())}")
-    if not report.complete:
-        sys.exit(f"{report.groups - report.finished} of {report.groups} groups have not finished")
 
 
 def main() -> None:
@@ -189,13 +186,16 @@ def main() -> None:
     parser.add_argument("--log", type=Path, help="where the operator logs to; default: a file that goes")
     parser.add_argument("--peer", action="store_true", help="run the load through Kueue first")
     options = parser.parse_args()
-    systems: dict[str, System] = {"Kueue": Kueue()} if options.peer else {}
+    contenders = ({"Kueue": KUEUE} if options.peer else {}) | {"DL2": DL2}
     columns: dict[str, Facts] = {}
+    unfinished: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, system in (systems | {"DL2": Dl2()}).items():
+        for name, contender in contenders.items():
             log = options.log if name == "DL2" and options.log else Path(folder) / f"{name}.log"
-            columns[name], facts, report = measure(system, options.scale, options.timeout, log)
-            show_facts(name, facts, report)
+            columns[name], facts, report = measure(contender, options.scale, options.timeout, log)
+            show_facts(name, facts)
+            if not report.complete:
+                unfinished[name] = report.groups - report.finished
     show(columns)
     if options.json:
         wanted = {
@@ -204,6 +204,8 @@ def main() -> None:
         }
         found = {"figures": wanted.pop("DL2")} | ({"peer": wanted["Kueue"]} if wanted else {})
         options.json.write_text(json.dumps(found))
+    if unfinished:
+        sys.exit("; ".join(f"{name}: {count} groups have not finished" for name, count in unfinished.items()))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from dl2.cluster.client import ApiError, Credentials, KubeClient
 from dl2.cluster.resources import DL_JOBS, PODS, TENANT_QUEUES, Resource
 from dl2.embedded.cluster import EmbeddedCluster
 from load.manifests import manifest
+from load.usage import Usage
 
 TARGETS = {"peak_rss_mib": 500.0, "change_to_effect_seconds": 2.0, "startup_to_ready_seconds": 60.0}
 NAMESPACE = Resource("Namespace", "namespaces", namespaced=False)
@@ -115,14 +116,10 @@ class Operator:
 
     def memory(self, field: str) -> float:
         """MiB; VmHWM is the peak, VmRSS the present."""
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return round(int(line.split()[1]) / 1024, 1)
-        raise LookupError(field)
+        return round(Usage(self.pid).memory_mib(field), 1)
 
     def cpu_seconds(self) -> float:
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2].split()
-        return round((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), 1)
+        return round(Usage(self.pid).cpu_seconds(), 1)
 
 
 async def create(client: KubeClient, resource: Resource, body: dict[str, Any]) -> None:

@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from dl2 import resources
+from dl2.embedded.binaries import cache_key, cache_root
 from dl2.embedded.build import GoModule
 from dl2.embedded.cluster import EmbeddedCluster
 from dl2.embedded.waiting import Silent, wait_until
 from load.ports import free_port
-from load.systems import queues
+from load.systems import Dl2, Kueue, System, queues
+from load.usage import Usage
 
 SPACE = "dl2-system"
-
-
-class Process:
-    """What a running process has used so far, from /proc."""
-
-    def __init__(self, pid: int) -> None:
-        self._folder = Path(f"/proc/{pid}")
-
-    def cpu_seconds(self) -> float:
-        fields = (self._folder / "stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def peak_rss_mib(self) -> float:
-        lines = (self._folder / "status").read_text().splitlines()
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 class Admitting:
@@ -49,7 +35,7 @@ class Admitting:
             self._process = subprocess.Popen(
                 command, stdout=out, stderr=out, env={**os.environ, **(environment or {})}
             )
-        self.usage = Process(self._process.pid)
+        self.usage = Usage(self._process.pid)
 
     def check(self) -> None:
         """Raises RuntimeError when it has ended."""
@@ -98,31 +84,26 @@ class Operator(Admitting):
             return str(response.read().decode())
 
 
-class Peer:
-    """Kueue: where its program and its kinds come from."""
+_KUEUE = GoModule(Path(__file__).resolve().parent.parent / "peers" / "kueue")
+_KUEUE_PACKAGE = "sigs.k8s.io/kueue/test/performance/scheduler/minimalkueue"
 
-    package = "sigs.k8s.io/kueue/test/performance/scheduler/minimalkueue"
 
-    def __init__(self) -> None:
-        self._module = GoModule(Path(__file__).resolve().parent.parent / "peers" / "kueue")
+def kueue_program() -> Path:
+    """Built once for what go.mod and go.sum pin."""
+    key = cache_key(_KUEUE.directory, "kueue", _KUEUE.version())
+    target = cache_root() / key / "minimalkueue"
+    if not target.exists():
+        print("building Kueue from its sources", file=sys.stderr)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _KUEUE.build(_KUEUE_PACKAGE, "-s -w", target, Silent())
+    return target
 
-    def program(self) -> Path:
-        """Built once for what go.mod and go.sum pin."""
-        digest = hashlib.sha256()
-        for file in ("go.mod", "go.sum"):
-            digest.update((self._module.directory / file).read_bytes())
-        target = resources.cache() / "peers" / f"kueue-{digest.hexdigest()[:16]}" / "minimalkueue"
-        if not target.exists():
-            print("building Kueue from its sources", file=sys.stderr)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self._module.build(self.package, "-s -w", target, Silent())
-        return target
 
-    def kinds(self) -> Path:
-        """The folder of its CustomResourceDefinitions."""
-        command = ["go", "mod", "download", "-json", "sigs.k8s.io/kueue"]
-        told = json.loads(subprocess.check_output(command, cwd=self._module.directory))
-        return Path(told["Dir"]) / "config" / "components" / "crd" / "bases"
+def kueue_kinds() -> Path:
+    """The folder of its CustomResourceDefinitions."""
+    command = ["go", "mod", "download", "-json", "sigs.k8s.io/kueue"]
+    told = json.loads(subprocess.check_output(command, cwd=_KUEUE.directory))
+    return Path(told["Dir"]) / "config" / "components" / "crd" / "bases"
 
 
 @contextmanager
@@ -141,7 +122,7 @@ def dl2_admits(cluster: EmbeddedCluster, log: Path) -> Iterator[Admitting]:
 def kueue_admits(cluster: EmbeddedCluster, log: Path) -> Iterator[Admitting]:
     kubeconfig = log.with_suffix(".kubeconfig")
     cluster.write_service_account_kubeconfig(kubeconfig, SPACE, "load")
-    running = Admitting([str(Peer().program())], log, {"KUBECONFIG": str(kubeconfig)})
+    running = Admitting([str(kueue_program())], log, {"KUBECONFIG": str(kubeconfig)})
 
     def active() -> bool:
         running.check()
@@ -154,3 +135,23 @@ def kueue_admits(cluster: EmbeddedCluster, log: Path) -> Iterator[Admitting]:
         yield running
     finally:
         running.stop()
+
+
+def install_kueue(cluster: EmbeddedCluster) -> None:
+    """Its kinds; and its program, so that nobody waits for that later."""
+    kueue_program()
+    cluster.kubectl("apply", "--server-side", "-f", str(kueue_kinds()))
+    cluster.kubectl("wait", "--for=condition=Established", "--all", "crds", "--timeout=60s")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A system and how it comes to run on a cluster."""
+
+    system: System
+    install: Callable[[EmbeddedCluster], None]
+    admits: Callable[[EmbeddedCluster, Path], AbstractContextManager[Admitting]]
+
+
+KUEUE = Contender(Kueue(), install_kueue, kueue_admits)
+DL2 = Contender(Dl2(), lambda cluster: None, dl2_admits)  # its kinds are in every embedded cluster

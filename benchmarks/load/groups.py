@@ -68,7 +68,6 @@ class Report:
 class _Group:
     kind: Class
     created: float
-    admitted: float | None = None
     token: str = ""  # which admission it is
     waited: float = 0.0
     finished: bool = False

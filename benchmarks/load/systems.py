@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from dl2.api import names
+from dl2.api import conditions, names
 from load.manifests import manifest
 
 TREES, QUEUES = 5, 6  # queues of each tree
@@ -65,13 +65,13 @@ def queues() -> Iterator[tuple[str, str]]:
             yield f"tree-{tree}", f"tree-{tree}-queue-{queue}"
 
 
-def conditions(raw: Raw) -> dict[str, Raw]:
-    """By type."""
-    return {c["type"]: c for c in (raw.get("status") or {}).get("conditions") or ()}
+def told(raw: Raw) -> list[Raw]:
+    """Its conditions."""
+    return (raw.get("status") or {}).get("conditions") or []
 
 
 def holds(raw: Raw, kind: str) -> bool:
-    return conditions(raw).get(kind, {}).get("status") == "True"
+    return conditions.is_true(told(raw), kind)
 
 
 class Dl2:
@@ -157,7 +157,8 @@ class Kueue:
     def admission(self, raw: Raw) -> str:
         if not holds(raw, "Admitted") or holds(raw, "Evicted"):
             return ""
-        return str(conditions(raw)["Admitted"]["lastTransitionTime"])
+        admitted = conditions.get(told(raw), "Admitted")
+        return str(admitted and admitted["lastTransitionTime"])
 
     def finish(self, queue: str, token: str) -> list[Raw]:
         return [
@@ -168,13 +169,11 @@ class Kueue:
     def give_back(self, raw: Raw) -> Raw | None:
         if not (holds(raw, "Evicted") and holds(raw, "QuotaReserved")):
             return None
-        now = _now()
-        lost = {"status": "False", "reason": "Pending", "message": "evicted", "lastTransitionTime": now}
-        have = conditions(raw)
-        have |= {kind: have[kind] | lost for kind in ("QuotaReserved", "Admitted") if kind in have}
+        lost = {"status": "False", "reason": "Pending", "message": "evicted", "lastTransitionTime": _now()}
+        left = [c | lost if c["type"] in ("QuotaReserved", "Admitted") else c for c in told(raw)]
         return {
             "metadata": {"resourceVersion": raw["metadata"]["resourceVersion"]},
-            "status": {"admission": None, "conditions": list(have.values())},
+            "status": {"admission": None, "conditions": left},
         }
 
     def _object(self, kind: str, metadata: Raw, spec: Raw) -> Raw:
@@ -196,4 +195,4 @@ def _finished() -> Raw:
 
 
 def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return conditions.format_time(time.time())
