@@ -45,10 +45,14 @@ class Cell:
 
 @dataclass(slots=True)
 class Kind:
-    """One kind's cells. `version` counts samples, for those who keep what they fitted; `latest`: the last of them."""
+    """One kind's cells. `version` counts samples, for those who keep what they fitted; `latest`: the last of them.
+
+    `jobs`: how many have been measured.
+    """
 
     cells: dict[Scale, Cell] = field(default_factory=dict)
     version: int = 0
+    jobs: int = 0
     used_at: float = 0.0
     latest: deque[tuple[Scale, float]] = field(default_factory=lambda: deque(maxlen=_LATEST))
 
@@ -111,6 +115,7 @@ class History:
                 if sample.scale.workers > 0 and math.isfinite(speed) and speed >= 0:
                     kind.add(sample.scale, math.log(max(speed, 1e-12)))
             if job.samples:
+                kind.jobs += job.id not in self._read
                 self._read[job.id] = max(after, job.samples[-1].at)
         self._forget({job.id for job in observation.jobs})
 

@@ -3,7 +3,8 @@
 The speed of a job at a shape is a fingerprint: jobs of two models seldom train equally fast at several shapes.
 An unlabelled job joins the jobs whose samples explain its own better than the prior does (Bayes factor of two
 Gaussian processes with one surface against two; Rasmussen and Williams, section 5.4.1), and from then on shares
-what they measure, as if they had a label in common. It leaves when more samples speak against it.
+what they measure, as if they had a label in common. It leaves when more samples speak against it. Before anything
+was measured, it is as likely of a group as there are jobs in it (Chinese restaurant process; Aldous, 1985).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dl2.scaling.history import Cell, Kind, Name, is_unlabelled, requests_of
 
 # (one kind, another): log of how much better one surface explains both than two do.
 Evidence = Callable[[Kind, Kind], float]
-_DOUBT = 2.0  # log odds against two kinds being one, beside the number of candidates
+_ALONE = 3.0  # standing alone is as likely beforehand as a group of so many jobs
 _ASKED_AGAIN = 1.5  # once a kind has so many times the samples
 _SETTLED = 24  # samples after which a kind stays where it is
 _MOST_ASKED, _MOST_COMPARED = 16, 16  # kinds in one round, fewest samples first, with the best known groups
@@ -67,9 +68,15 @@ class Kinship:
             (each for each in groups if requests_of(each) == requests_of(name) and self._has_chosen(each)),
             key=lambda each: (-sum(kinds[member].version for member in groups[each]), each),
         )[:_MOST_COMPARED]
-        found = [(evidence(mine, self._pool(each, groups[each], kinds)), each) for each in others]
+        found = [
+            (
+                evidence(mine, self._pool(each, groups[each], kinds)) + math.log(_size(groups[each], kinds)),
+                each,
+            )
+            for each in others
+        ]
         best, leader = max(found, default=(-math.inf, name))
-        if best <= _DOUBT + math.log(len(others) + 1.0):
+        if best <= math.log(_ALONE):
             leader = name
         self._lead(leader, [*groups.get(leader, ()), name], groups)
 
@@ -111,6 +118,11 @@ class Kinship:
         self._leaders = kept
         self._asked = {name: samples for name, samples in self._asked.items() if name in kinds}
         self._pools = {name: pool for name, pool in self._pools.items() if name in kinds}
+
+
+def _size(members: Sequence[Name], kinds: Mapping[Name, Kind]) -> int:
+    """Jobs of a group of kinds. A job whose label was changed counts where it was first, and is here all the same."""
+    return sum(max(1, kinds[member].jobs) for member in members)
 
 
 def _merged(kinds: Mapping[Name, Kind], members: Sequence[Name]) -> Kind:

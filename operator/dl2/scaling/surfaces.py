@@ -24,7 +24,7 @@ from dl2.scaling.lattice import Floats, Ints, coordinates, nearest
 # Standard deviations (of the natural log of the speed) and length scales (in doublings).
 LEVEL = 1.5  # how far the level of a kind may lie from the mean of all
 SMOOTH, SMOOTH_LENGTH = 0.45, 2.0
-ROUGH, ROUGH_LENGTH = 0.09, 0.20
+ROUGH, ROUGH_LENGTH = 0.12, 0.12
 BUMP, BUMP_LENGTH = 0.40, 1.9
 SLOPES, SLOPE = (0.30, 0.10), 0.25  # prior means and deviation of the shared trend per doubling
 NOISE, NOISE_STRENGTH = 0.05, 8.0  # prior noise of one sample, and how many samples that belief weighs

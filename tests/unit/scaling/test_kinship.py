@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from dl2.scaling import JobView, Observation, Scale, SpeedSample
 from dl2.scaling.beliefs import Measured
-from dl2.scaling.history import Cell
+from dl2.scaling.history import Cell, Kind
+from dl2.scaling.kinship import Kinship
 from tests.unit.scaling.worlds import job, seen
 
 ONE = [Scale(1, 1), Scale(2, 2), Scale(4, 2), Scale(8, 4)]
@@ -27,6 +30,12 @@ def fast(scale: Scale) -> float:
 def ran(name: str, speed: object, scales: list[Scale], **changes: object) -> JobView:
     samples = tuple(SpeedSample(scale, speed(scale), 60.0 * (n + 1)) for n, scale in enumerate(scales))  # type: ignore[operator]
     return job(name, **{"model": None, "samples": samples, **changes})
+
+
+def measured_kind(jobs: int) -> Kind:
+    kind = Kind(jobs=jobs)
+    kind.add(ONE[0], -3.0)
+    return kind
 
 
 def expected(name: str, observation: Observation) -> float:
@@ -74,6 +83,25 @@ def test_it_leaves_when_samples_speak_against_it() -> None:
     source, known = Measured(), ran("known", slow, ONE * 4)
     assert source.beliefs(seen(known, ran("new", turns, ONE[:1])))["new"].samples == 17
     assert source.beliefs(seen(known, ran("new", turns, ONE), now=4000.0))["new"].samples == 4
+
+
+@pytest.mark.parametrize(
+    ("jobs", "joins"), [pytest.param(2, False, id="a few"), pytest.param(12, True, id="many")]
+)
+def test_where_nothing_speaks_for_or_against_it_the_size_of_a_group_does(jobs: int, joins: bool) -> None:
+    known, new = (("model", "m"), (), ()), (("job", "new"), (), ())
+    kinds = {known: measured_kind(jobs), new: measured_kind(1)}
+    kinship = Kinship()
+    kinship.pools(kinds, lambda one, other: 0.0)
+    assert (kinship.leader(new) == known) is joins
+
+
+def test_a_job_whose_label_was_changed_is_of_the_new_kind() -> None:
+    source, was = Measured(), ran("one", slow, ONE, model="m")
+    source.beliefs(seen(was))
+    samples = (*was.samples, SpeedSample(FAR, slow(FAR), 4000.0))
+    relabelled, new = replace(was, model="n", samples=samples), ran("new", slow, [FAR])
+    assert source.beliefs(seen(relabelled, new, now=4200.0))["one"].samples >= 1
 
 
 def test_the_order_of_jobs_means_nothing() -> None:
