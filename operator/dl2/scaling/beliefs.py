@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from dl2.scaling.bounds import choices
-from dl2.scaling.history import History, kind_of
+from dl2.scaling.history import History
 from dl2.scaling.interface import JobView, Observation, Scale
 from dl2.scaling.lattice import Floats, Shapes, shapes_between
 from dl2.scaling.surfaces import Surfaces
@@ -51,8 +51,7 @@ class Measured:
         self._surfaces = Surfaces()
 
     def beliefs(self, observation: Observation) -> dict[str, Belief]:
-        self.history.take_in(observation)
-        kinds = {job.id: kind_of(job) for job in observation.jobs}
+        kinds = self.history.take_in(observation)
         shapes = {
             job.id: shapes_between(*limits)
             for job in observation.jobs

@@ -21,7 +21,7 @@ import numpy as np
 
 from dl2.scaling.beliefs import Known, Measured, Source, TrueSpeeds
 from dl2.scaling.bounds import in_order
-from dl2.scaling.interface import STOPPED, Observation, Scale
+from dl2.scaling.interface import Observation, Scale
 from dl2.scaling.lattice import Floats, Ints
 from dl2.scaling.room import Room
 from dl2.scaling.table import Table
@@ -114,17 +114,17 @@ class _Walk:
     def __init__(self, table: Table, values: Floats, room: Room, prices: Sequence[float]) -> None:
         self._table, self._values, self._room = table, values, room
         self._pods = [room.vectors(job) for job in table.jobs]
-        self._held = [STOPPED] * len(table.jobs)
+        self._held = [(0, 0)] * len(table.jobs)  # workers, servers
         # Costs are made positive, so that free pods sort too; padding costs more than there is.
-        each = np.array(self._pods, dtype=float).reshape(len(table.jobs), 2, len(prices))
-        worker, server = (each @ np.array(prices, dtype=float) + 1e-12).T
+        self._each = np.array(self._pods, dtype=float).reshape(len(table.jobs), 2, len(prices))
+        worker, server = (self._each @ np.array(prices, dtype=float) + 1e-12).T
         cost = table.workers * worker[:, None] + table.servers * server[:, None]
         self._cost = np.where(table.workers > 0, cost, np.inf)
 
     def held(self, *, fill: bool) -> list[Scale]:
         """What each job gets. `fill`: whose next step does not fit gets the best shape that does."""
         shapes, slopes = hulls(self._values, self._cost)
-        steps = self._scales(shapes)
+        steps = self._steps(shapes)
         heap = [(-line[0], i, 0) for i, line in enumerate(slopes) if line]
         heapq.heapify(heap)
         blocked = []
@@ -134,59 +134,74 @@ class _Walk:
                 blocked.append(i)
             elif at + 1 < len(steps[i]):
                 heapq.heappush(heap, (-slopes[i][at + 1], i, at + 1))
-        for i in blocked if fill else ():
-            self._squeeze(i)
-        return self._held
+        if fill and blocked:
+            self._squeeze(blocked)
+        return [Scale(*held) for held in self._held]
 
-    def _scales(self, shapes: Sequence[Sequence[int]]) -> list[list[Scale]]:
-        """`table.scale` of many shapes at once."""
+    def _steps(self, shapes: Sequence[Sequence[int]]) -> list[list[tuple[int, int]]]:
+        """(workers, servers) of many shapes at once."""
         rows = np.repeat(np.arange(len(shapes)), [len(line) for line in shapes])
         columns = np.fromiter(chain.from_iterable(shapes), np.int64, len(rows))
         workers, servers = self._table.workers[rows, columns], self._table.servers[rows, columns]
-        all_ = map(Scale, workers.astype(int).tolist(), servers.astype(int).tolist())
+        all_ = zip(workers.astype(int).tolist(), servers.astype(int).tolist(), strict=True)
         return [list(islice(all_, len(line))) for line in shapes]
 
-    def _move(self, i: int, to: Scale) -> bool:
-        (worker, server), job = self._pods[i], self._table.jobs[i]
-        more, further = to.workers - self._held[i].workers, to.servers - self._held[i].servers
+    def _move(self, i: int, to: tuple[int, int]) -> bool:
+        (worker, server), held = self._pods[i], self._held[i]
+        more, further = to[0] - held[0], to[1] - held[1]
         change = [w * more + s * further for w, s in zip(worker, server, strict=True)]
-        if not self._room.fits(job, change):
+        if not self._room.fits(self._table.jobs[i], change):
             return False
-        self._room.take(job, change)
+        self._room.take(self._table.jobs[i], change)
         self._held[i] = to
         return True
 
-    def _squeeze(self, i: int) -> None:
-        """The next hull point did not fit: take the most valuable shape that does, and that cannot be had now."""
-        table, now = self._table, self._held[i]
-        more, further = table.workers[i] - now.workers, table.servers[i] - now.servers
-        possible = table.workers[i] > 0
-        limits = self._room.limits(table.jobs[i])
-        for worker, server, limit in zip(*self._pods[i], limits, strict=True):
-            if worker or server:
-                change = more * worker + further * server
-                possible = possible & ((change <= limit) | (change <= 0))
-        if possible.any():
-            best = int(np.argmax(np.where(possible, self._values[i], -np.inf)))
-            if self._values[i, best] > self._worth(i, now):
-                self._move(i, table.scale(i, best))
+    def _squeeze(self, blocked: Sequence[int]) -> None:
+        """The next hull point did not fit: each takes the most valuable shape that does, if it is worth more.
 
-    def _worth(self, i: int, scale: Scale) -> float:
-        """Value at exactly `scale`; 0 for a stopped job."""
-        if not scale.workers:
-            return 0.0
-        same = (self._table.workers[i] == scale.workers) & (self._table.servers[i] == scale.servers)
-        return float(self._values[i, int(np.argmax(same))])
+        Worked out for all at once; that holds while nobody gives something back and the shape still fits.
+        """
+        given_back = False
+        for i, best in zip(blocked, self._best_that_fit(blocked), strict=True):
+            held = self._held[i]
+            if given_back or (best and not self._move(i, best)):
+                (anew,) = self._best_that_fit([i])
+                if anew:
+                    self._move(i, anew)
+            given_back = given_back or self._held[i][0] < held[0] or self._held[i][1] < held[1]
+
+    def _best_that_fit(self, jobs: Sequence[int]) -> list[tuple[int, int] | None]:
+        """Of each of `jobs` the most valuable shape that it could have, None where it has nothing to win."""
+        table, rows = self._table, np.array(jobs, dtype=np.int64)
+        values, workers, servers = self._values[rows], table.workers[rows], table.servers[rows]
+        held = np.array([self._held[i] for i in jobs])
+        more, further = workers - held[:, :1], servers - held[:, 1:]
+        limits = np.array([self._room.limits(table.jobs[i]) for i in jobs], dtype=float)
+        possible = workers > 0
+        for r in range(limits.shape[1]):
+            change = more * self._each[rows, 0, r, None] + further * self._each[rows, 1, r, None]
+            possible &= (change <= limits[:, r, None]) | (change <= 0)
+        worth = np.where((workers > 0) & (more == 0) & (further == 0), values, 0.0).max(axis=1)
+        masked = np.where(possible, values, -np.inf)
+        best = masked.argmax(axis=1)
+        at = np.arange(len(rows))
+        better = masked[at, best] > worth
+        shapes = zip(
+            workers[at, best].astype(int).tolist(), servers[at, best].astype(int).tolist(), strict=True
+        )
+        return [shape if wins else None for shape, wins in zip(shapes, better.tolist(), strict=True)]
 
 
 def hulls(value: Floats, cost: Floats) -> tuple[list[list[int]], list[list[float]]]:
     """Of each row the upper concave hull of value over cost (J, C), from (0, 0) on: shape numbers, and slopes.
 
-    Always on to the shape in whose direction it is steepest (gift wrapping; Jarvis, 1973), for all rows at once.
+    Always on to the shape in whose direction it is steepest (gift wrapping; Jarvis, 1973), for all rows at once,
+    among those that no cheaper one equals.
     """
     shapes: list[list[int]] = [[] for _ in value]
     slopes: list[list[float]] = [[] for _ in value]
     rows: Ints = np.arange(len(value))
+    value, cost, number = _front(value, cost)
     x = y = np.zeros(len(value))
     while len(rows) and value.shape[1]:
         run = cost - x[:, None]
@@ -195,10 +210,33 @@ def hulls(value: Floats, cost: Floats) -> tuple[list[list[int]], list[list[float
         at = np.arange(len(rows))
         on = slope[at, best] > 0.0
         for row, shape, steep in zip(
-            rows[on].tolist(), best[on].tolist(), slope[at, best][on].tolist(), strict=True
+            rows[on].tolist(), number[at, best][on].tolist(), slope[at, best][on].tolist(), strict=True
         ):
             shapes[row].append(shape)
             slopes[row].append(steep)
         x, y = cost[at, best][on], value[at, best][on]
-        rows, value, cost = rows[on], value[on], cost[on]
+        rows, value, cost, number = rows[on], value[on], cost[on], number[on]
     return shapes, slopes
+
+
+def _front(value: Floats, cost: Floats) -> tuple[Floats, Floats, Ints]:
+    """Of each row (J, C) the shapes that no cheaper one equals, by cost: value, cost and shape number (J, F).
+
+    Padded with shapes that cost more than there is. Rows of equal costs are sorted once.
+    """
+    kinds: dict[bytes, int] = {}
+    kind = [kinds.setdefault(row.tobytes(), len(kinds)) for row in cost]
+    first = [kind.index(n) for n in range(len(kinds))]
+    order = np.argsort(cost[first], axis=1, kind="stable")[kind]
+    ordered = np.take_along_axis(value, order, axis=1)
+    top = np.maximum.accumulate(ordered, axis=1)
+    front = ordered > np.concatenate([np.zeros((len(value), 1)), top[:, :-1]], axis=1)
+    count = front.sum(axis=1)
+    rows, columns = np.nonzero(front)
+    slot = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
+    size = (len(value), int(count.max(initial=0)))
+    values, costs, numbers = np.zeros(size), np.full(size, np.inf), np.zeros(size, dtype=np.int64)
+    numbers[rows, slot] = order[rows, columns]
+    values[rows, slot] = ordered[rows, columns]
+    costs[rows, slot] = cost[rows, numbers[rows, slot]]
+    return values, costs, numbers

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass, field
 
 from dl2.scaling.interface import JobView, Observation, Scale, SpeedSample
@@ -101,13 +101,15 @@ class History:
         self._read: dict[str, float] = {}  # job -> time of its last sample taken in
         self._now = -math.inf
 
-    def take_in(self, observation: Observation) -> None:
-        """Add the new samples of `observation`; taking in the same one twice changes nothing."""
+    def take_in(self, observation: Observation) -> dict[str, Name]:
+        """Add the new samples of `observation`; taking in the same one twice changes nothing. Each job's kind."""
         if observation.now < self._now:
             self.__init__()  # type: ignore[misc]
         self._now = observation.now
+        names = {job.id: kind_of(job) for job in observation.jobs}
         for job in sorted(observation.jobs, key=lambda job: job.id):
-            kind = self.kinds.setdefault(kind_of(job), Kind())
+            name = names[job.id]
+            kind = self.kinds.get(name) or self.kinds.setdefault(name, Kind())
             kind.used_at = observation.now
             after = self._read.get(job.id, -math.inf)
             for sample in job.samples[_first_after(job.samples, after) :]:
@@ -117,9 +119,10 @@ class History:
             if job.samples:
                 kind.jobs += job.id not in self._read
                 self._read[job.id] = max(after, job.samples[-1].at)
-        self._forget({job.id for job in observation.jobs})
+        self._forget(names.keys())
+        return names
 
-    def _forget(self, active: set[str]) -> None:
+    def _forget(self, active: Set[str]) -> None:
         self._read = {name: at for name, at in self._read.items() if name in active}
         if len(self.kinds) > MOST_KINDS:
             by_use = sorted(self.kinds, key=lambda kind: (-self.kinds[kind].used_at, kind))

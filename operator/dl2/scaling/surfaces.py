@@ -19,7 +19,7 @@ import numpy as np
 from dl2.scaling.history import History, Kind, Name
 from dl2.scaling.interface import Scale
 from dl2.scaling.kinship import Kinship
-from dl2.scaling.lattice import Floats, Ints, coordinates, nearest
+from dl2.scaling.lattice import Floats, Ints, Masks, coordinates, nearest
 
 # Standard deviations (of the natural log of the speed) and length scales (in doublings).
 LEVEL = 1.5  # how far the level of a kind may lie from the mean of all
@@ -115,24 +115,27 @@ def _table(kind: Kind, noise: float) -> _Points:
     return _Points(points, values, spread, weighted @ x, weighted @ y, stalls, stalled)
 
 
-def _fair(points: Ints, values: Floats, noise: Floats) -> Ints:
+def _fair(points: Ints, values: Floats, noise: Floats) -> Masks:
     """Which measured shapes are no stalls (n,): the worst is taken out until each fits what the others say of it.
 
     Leave-one-out residuals of the prior process (Rasmussen and Williams, section 5.4.2).
     """
-    expected, covariance = _trend(points), _prior(points, points) + np.diag(noise)
-    fair = np.ones(len(points), dtype=bool)
-    while fair.sum() > 1:
-        inverse = np.linalg.inv(covariance[np.ix_(fair, fair)])
+    fair = np.arange(len(points))
+    off, inverse = values - _trend(points), np.linalg.inv(_prior(points, points) + np.diag(noise))
+    while len(fair) > 1:
         variance = 1.0 / inverse.diagonal()
-        centre = values[fair] - expected[fair]
-        off = (inverse @ (centre - np.median(centre))) * variance
-        excess = off + np.maximum(_STALL, _STALL_DEVIATIONS * np.sqrt(variance))
+        excess = (inverse @ (off - np.median(off))) * variance + np.maximum(
+            _STALL, _STALL_DEVIATIONS * np.sqrt(variance)
+        )
         worst = int(np.argmin(excess))
         if excess[worst] >= 0.0:
             break
-        fair[np.flatnonzero(fair)[worst]] = False
-    return fair
+        # The inverse of the matrix without a row and a column, from the whole inverse (Schur complement).
+        column = inverse[:, worst, None]
+        kept = np.arange(len(fair)) != worst
+        inverse = (inverse - column * column.T * variance[worst])[np.ix_(kept, kept)]
+        fair, off = fair[kept], off[kept]
+    return np.asarray(np.isin(np.arange(len(points)), fair))
 
 
 def _evidence(one: _Points, other: _Points) -> float:

@@ -32,11 +32,11 @@ def features(table: Table, observation: Observation, room: Room, pause: float) -
     enough = sizes.argmin(axis=1)
     running = np.array([job.current.workers > 0 for job in jobs], dtype=float)
     current = table.nearest([job.current for job in jobs])
-    least_share = _shares(table, room, table.workers[:, 0], table.servers[:, 0])
-    enough_share = _shares(table, room, table.workers[at, enough], table.servers[at, enough])
-    current_share = _shares(
-        table, room, *np.array([job.current for job in jobs], dtype=float).reshape(-1, 2).T
-    )
+    pods = np.array([room.vectors(job) for job in jobs], dtype=float)
+    least_share = _shares(pods, room, table.workers[:, 0], table.servers[:, 0])
+    enough_share = _shares(pods, room, table.workers[at, enough], table.servers[at, enough])
+    held = np.array([job.current for job in jobs], dtype=float).reshape(-1, 2)
+    current_share = _shares(pods, room, held[:, 0], held[:, 1])
     age = np.array([max(observation.now - job.submitted_at, 0.0) for job in jobs]) / interval
     columns = [
         np.log(table.left / (top * interval)) / 3.0,
@@ -86,10 +86,9 @@ def _progress(job: JobView) -> float:
     return min(job.epochs_done / total, 1.0) if total > 0 else -1.0
 
 
-def _shares(table: Table, room: Room, workers: Floats, servers: Floats) -> Floats:
-    """(J,): dominant share of each job at the given shape, as `Room.dominant` has it."""
-    each = np.array([room.vectors(job) for job in table.jobs], dtype=float)
-    amounts = each[:, 0] * workers[:, None] + each[:, 1] * servers[:, None]
+def _shares(pods: Floats, room: Room, workers: Floats, servers: Floats) -> Floats:
+    """(J,): dominant share of each job at the given shape, as `Room.dominant` has it. `pods`: (J, 2, R)."""
+    amounts = pods[:, 0] * workers[:, None] + pods[:, 1] * servers[:, None]
     has = np.array(room.capacity, dtype=float)
     parts = np.where(has > 0, amounts / np.maximum(has, 1.0), amounts > 0)
     return np.asarray(parts.max(axis=1, initial=0.0))
