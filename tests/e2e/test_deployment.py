@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dl2 import resources
+from dl2 import compiled, resources
 from dl2.embedded.cluster import EmbeddedCluster
 from tests.e2e.operators import apply, await_state, digits, queue
 
@@ -41,4 +41,5 @@ def test_the_deployed_operator_trains_a_job(installed: EmbeddedCluster, tmp_path
     log = installed.kubectl("logs", "-n", "dl2-system", "deployment/dl2-operator")
     assert '"action":"Admit"' in log.replace(" ", "")
     assert "Forbidden" not in log  # its rights suffice
+    assert f'"compiled":{str(compiled.cached().is_dir()).lower()}' in log.replace(" ", "")
     installed.kubectl("delete", "namespace", TEAM, "--wait=false")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dl2 import resources
+from dl2 import compiled, resources
 from dl2.embedded import cgroups, containers, images, realnode, tunables
 from dl2.embedded.errors import ClusterError
 from dl2.embedded.network import Fabric, NodeNetwork
@@ -94,6 +94,26 @@ def test_the_build_context_is_laid_out_as_the_repository(checkout: Path, tmp_pat
         if path.is_file()
     }
     assert found == {"examples/toy/run.py", "LICENSE", "constraints.txt"}
+
+
+def test_machine_code_is_part_of_it_where_it_was_built(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DL2_CACHE", str(tmp_path / "cache"))
+    image = images.Image(("LICENSE", "compiled/*"))
+    monkeypatch.setitem(images.IMAGES, "toy", image)
+    before = images.key("toy")
+    images.copy_sources(image, tmp_path / "without")
+    assert images.buildable("toy")
+
+    module = compiled.cached() / "dl2" / "core.so"
+    module.parent.mkdir(parents=True)
+    module.write_text("machine code")
+    images.copy_sources(image, tmp_path / "with")
+
+    assert images.key("toy") != before
+    assert [path.name for path in (tmp_path / "without").iterdir()] == ["LICENSE"]
+    assert (tmp_path / "with" / "compiled" / module.relative_to(compiled.cached().parent)).is_file()
 
 
 def test_without_a_source_an_image_cannot_be_built_and_the_mend_is_named(checkout: Path) -> None:

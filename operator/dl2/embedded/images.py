@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from dl2 import resources
+from dl2 import compiled, resources
 from dl2.embedded.errors import ClusterError
 
 SKIPPED = ("__pycache__", "*.pyc", "*.egg-info", ".*")
@@ -23,7 +23,8 @@ KEPT = 2  # archives of one image: this one and the one before it
 class Image:
     """One image: the parts of the repository that its Dockerfile copies, and the Python packages it installs.
 
-    `sources` are paths from the repository's root; one with a `*` may match nothing.
+    `sources` are paths from the repository's root; one with a `*` may match nothing. `compiled/*` is the decision core's
+    machine code, where it was built of these sources.
     """
 
     sources: tuple[str, ...]
@@ -36,7 +37,7 @@ IMAGES = {
     "operator": Image(
         (
             *("pyproject.toml", "constraints*.txt", "README.md", "LICENSE"),
-            *("operator", "crds", "testbed", "images", "manifests", "examples", "runtime"),
+            *("operator", "crds", "testbed", "images", "manifests", "examples", "runtime", "compiled/*"),
         )
     ),
 }
@@ -77,6 +78,8 @@ def located(source: str) -> list[Path]:
         path = Path(__file__).parents[2] / rest
         if not (path / "dl2").is_dir() or not (path.parent / "pyproject.toml").is_file():
             return []
+    elif head == "compiled":
+        path = compiled.cached()
     else:
         return sorted(resources.directory("images").parent.glob(source))
     return [path] if path.exists() else []
@@ -86,7 +89,7 @@ def copy_sources(image: Image, target: Path) -> None:
     """Lays out below `target` what the Dockerfile of `image` copies, as in the repository."""
     for source in image.sources:
         for path in located(source):
-            place = target / (path.name if "*" in source else source)
+            place = target / (Path(source).with_name(path.name) if "*" in source else source)
             place.parent.mkdir(parents=True, exist_ok=True)
             if path.is_dir():
                 shutil.copytree(path, place, ignore=shutil.ignore_patterns(*SKIPPED), dirs_exist_ok=True)
