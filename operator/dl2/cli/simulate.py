@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from dl2.learning.simulator import Clock, Settings
 from dl2.learning.suites import Case, suite_named
 from dl2.learning.traces import TraceError, read_trace, write_trace
 from dl2.learning.workload import GPU, Workload, nodes_of
+from dl2.scaling.guardrails import Limits
 from dl2.scaling.registry import UnknownPolicy
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -37,6 +38,9 @@ def command(
     interference: Annotated[float | None, typer.Option(min=0.0, max=0.9, help="Speed lost on a shared node.")] = None,
     resize: Annotated[float | None, typer.Option(min=0.0, help="Seconds that a resize costs.")] = None,
     start_up: Annotated[float | None, typer.Option(min=0.0, help="Seconds until a job that starts trains.")] = None,
+    cooldown: Annotated[float | None, typer.Option(min=0.0, help="With the operator's clock: seconds between two resizes of a job.")] = None,
+    max_step: Annotated[int | None, typer.Option("--max-scale-step", min=1, help="With it: the largest change of workers or servers at once.")] = None,
+    min_gain: Annotated[float | None, typer.Option("--min-gain-percent", min=0.0, help="With it: the least gain in speed to grow for.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Figures and jobs as JSON.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw shapes over time to this picture.")] = None,
     trace_to: Annotated[Path | None, typer.Option(help="Write the jobs as a trace.")] = None,
@@ -53,9 +57,14 @@ def command(
             "interference": interference,
             "resize": resize,
             "start_up": start_up,
+            "cooldown": cooldown,
         }
         changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-        settings = replace(chosen.settings, **changes)
+        limits = chosen.settings.limits
+        limits = Limits(
+            limits.step if max_step is None else max_step, limits.gain if min_gain is None else min_gain / 100
+        )
+        settings = replace(chosen.settings, limits=limits, **changes)
         chosen = replace(chosen, settings=settings)
         found = run(policy, chosen)
     except (TraceError, UnknownPolicy, ValueError) as exc:
@@ -81,11 +90,9 @@ def _from_trace(path: Path, nodes: int, cpu: int, gpu: int, seed: int) -> Case:
 
 
 def _plain(found: Outcome) -> dict[str, Any]:
-    answer = asdict(found)
-    tally = answer.pop("tally")
-    answer["jobs"] = [{**job, "jct": job["finished_at"] - job["submitted_at"]} for job in tally["finished"]]
-    answer["cut_by"] = dict(tally["cuts"])
-    return answer
+    figures = {field.name: getattr(found, field.name) for field in fields(found) if field.name != "tally"}
+    jobs = [{**asdict(job), "jct": job.jct} for job in found.tally.finished]
+    return {**figures, "jobs": jobs, "cut_by": dict(found.tally.cuts)}
 
 
 def _show(found: Outcome) -> None:

@@ -77,7 +77,7 @@ def run(name: str, case: Case) -> Outcome:
         begin = time.perf_counter()
         answer = policy.allocate(observation)
         thinking += time.perf_counter() - begin
-        simulation.step(answer, observation)
+        simulation.step(simulation.granted(observation, answer), observation)
     return outcome(name, case, simulation, thinking)
 
 

@@ -2,7 +2,8 @@
 
 Three clocks. Slotted: the policy decides every `interval` and nothing changes in between, as in DL2's paper; a job
 may end inside a slot. Event-driven: it also decides when a job arrives or ends and when a node fails or returns.
-Operator: it decides every `interval`, and who waits in between starts at its minimum as soon as there is room.
+Operator: it decides every `interval`, the operator's guardrails say what of that is done, and who waits in between
+starts at its minimum as soon as there is room.
 Placement and cutting are the shared ones (`dl2.scaling.cutter`), budgets the decision core's (`quotas`).
 """
 
@@ -19,7 +20,9 @@ import numpy as np
 
 from dl2.learning.quotas import Quotas
 from dl2.learning.workload import Job, Workload
+from dl2.scaling.beliefs import Measured
 from dl2.scaling.cutter import Cut, Spread, cut
+from dl2.scaling.guardrails import Limits, Restraint, guard
 from dl2.scaling.interface import STOPPED, JobView, NodeView, Observation, Scale, SpeedSample
 
 _KEPT_SAMPLES = 64  # of one job; an operator does not keep them for ever either
@@ -43,6 +46,8 @@ class Settings:
     resize: float = 0.0  # pause of a job whose shape changes
     mean_time_to_failure: float = math.inf  # of one node
     repair: float = 7200.0
+    limits: Limits = field(default_factory=Limits)  # of the guardrails, with the operator's clock
+    cooldown: float = 60.0  # for which they leave a job alone that was resized
     most_intervals: int = 20_000  # a policy that lets jobs starve ends here
 
 
@@ -57,6 +62,7 @@ class _Live:
     scale: Scale = STOPPED
     spread: Spread | None = None
     pause: float = 0.0  # seconds it still stands still
+    resized_at: float | None = None
     samples: tuple[SpeedSample, ...] = ()
     rate: float = 0.0  # epochs a second, interference included
     gained: float = 0.0  # epochs since the last decision: what a failing node destroys
@@ -119,6 +125,7 @@ class Simulation:
         self._queues = workload.queues
         self._quotas: Quotas | None = None
         self._up: tuple[NodeView, ...] | None = None
+        self._measured = Measured()
         self.tally = Tally()
         self._arrive()
 
@@ -156,6 +163,22 @@ class Simulation:
                 answer = wider
         return answer
 
+    def granted(self, observation: Observation, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is done of a policy's answer: with the operator's clock what its guardrails leave, else all."""
+        if self.settings.clock is not Clock.OPERATOR:
+            return answer
+        asked = cut(observation, answer).scales
+        beliefs = self._measured.beliefs(observation)
+        restraints = {
+            name: Restraint(
+                "it does not train at the moment" if live.pause > 0.0 else "",
+                live.resized_at, self.settings.cooldown, self.settings.resize,
+            )
+            for name, live in self._live.items()
+        }  # fmt: skip
+        verdicts = guard(observation, asked, beliefs, restraints, self.settings.limits)
+        return {name: verdict.given for name, verdict in verdicts.items()}
+
     def step(self, answer: Mapping[str, Any], observation: Observation | None = None) -> Cut:
         """Apply `answer` and go on to the next decision, over slots in which there is no job."""
         observation = observation or self.observe()
@@ -192,6 +215,7 @@ class Simulation:
         if scale.workers:
             if live.scale.workers:
                 self.tally.resizes += 1
+                live.resized_at = self.now
                 live.pause = max(live.pause, self.settings.resize)
             else:
                 live.pause = self.settings.start_up

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from dl2.scaling.bounds import bounds, in_order, use, within
@@ -129,31 +130,83 @@ def _charge(left: dict[str, int], amounts: Mapping[str, int]) -> bool:
 def _place(
     jobs: list[JobView], observation: Observation, scales: dict[str, Scale], counts: Counter[str]
 ) -> dict[str, Spread]:
-    """Pack all; who gets less than its minimum does not run, and the others are packed anew without it."""
-    asked = dict(scales)
-    resources = sorted({name for job in jobs for name in (*job.worker_requests, *job.server_requests)})
-    while jobs:
-        packer = Packer(observation.nodes, resources)
+    """Pack all. Where that leaves a job without its minimum, it goes without if it would not fit alone either; else the
+    nodes are rationed like a budget; then who lacks its minimum asks for no more than that; in the end the later half of
+    them goes without, round by round.
+    """
+    packing = _Packing(observation)
+    wanted = {job.id: scales.pop(job.id) for job in jobs}
+    asked = dict(wanted)
+    while True:
+        got = packing.pack(jobs, asked)
+        misfits = [job for job in jobs if not within(got[job.id], bounds(job)).workers]
+        if not misfits:
+            break
+        hopeless = [job for job in misfits if not packing.fits_alone(job)]
+        rationed = _ration(jobs, packing.capacity, asked)
+        least = {job.id: _least(job) for job in misfits}
+        if hopeless:
+            asked = _without(hopeless, asked)
+        elif rationed != asked:
+            asked = rationed
+        elif any(asked[name] != scale for name, scale in least.items()):
+            asked.update(least)
+        else:
+            asked = _without(misfits[len(misfits) // 2 :], asked)
+        jobs = [job for job in jobs if job.id in asked]
+    scales.update(got)
+    counts["nodes"] += sum(got.get(name) != scale for name, scale in wanted.items())
+    return {job.id: packing.spread(job) for job in jobs}
+
+
+def _without(gone: Sequence[JobView], asked: Mapping[str, Scale]) -> dict[str, Scale]:
+    names = {job.id for job in gone}
+    return {name: scale for name, scale in asked.items() if name not in names}
+
+
+def _least(job: JobView) -> Scale:
+    limits = bounds(job)
+    return limits[0] if limits else STOPPED
+
+
+class _Packing:
+    """The nodes of an observation, and what was packed on them last."""
+
+    def __init__(self, observation: Observation) -> None:
+        requested = {
+            name for job in observation.jobs for name in (*job.worker_requests, *job.server_requests)
+        }
+        self._nodes, self._resources = observation.nodes, sorted(requested)
+        self._placed: dict[str, list[list[int]]] = {}
+        self._names: list[str] = []
+        self._alone: dict[tuple[object, ...], bool] = {}
+
+    @cached_property
+    def capacity(self) -> dict[str, int]:
+        """All that is free, together."""
+        return {name: sum(max(0, node.free.get(name, 0)) for node in self._nodes) for name in self._resources}
+
+    def pack(self, jobs: Sequence[JobView], asked: Mapping[str, Scale]) -> dict[str, Scale]:
+        """What each job gets of what it asks for."""
+        packer = Packer(self._nodes, self._resources)
         demands = []
         for job in jobs:
-            (workers, servers), limits = asked[job.id], bounds(job)
-            least = limits[0] if limits else STOPPED
+            (workers, servers), least = asked[job.id], _least(job)
             demands.append(Demand(job.worker_requests, workers, least.workers))
             demands.append(Demand(job.server_requests, servers, least.servers))
         found = packer.pack(demands)
-        got = [Scale(len(found[i]), len(found[i + 1])) for i in range(0, len(found), 2)]
-        whole = [bool(within(scale, bounds(job)).workers) for job, scale in zip(jobs, got, strict=True)]
-        if all(whole):
-            break
-        for job, fits in zip(jobs, whole, strict=True):
-            if not fits:
-                counts["nodes"] += 1
-                del scales[job.id]
-        jobs = [job for job, fits in zip(jobs, whole, strict=True) if fits]
-    spreads = {}
-    for i, job in enumerate(jobs):
-        sides = [tuple(packer.names[n] for n in found[2 * i + side]) for side in (0, 1)]
-        spreads[job.id] = Spread(*sides)
-        counts["nodes"] += got[i] != asked[job.id]
-        scales[job.id] = got[i]
-    return spreads
+        self._names = packer.names
+        self._placed = {job.id: found[2 * n : 2 * n + 2] for n, job in enumerate(jobs)}
+        return {name: Scale(len(workers), len(servers)) for name, (workers, servers) in self._placed.items()}
+
+    def spread(self, job: JobView) -> Spread:
+        return Spread(*(tuple(self._names[n] for n in side) for side in self._placed[job.id]))
+
+    def fits_alone(self, job: JobView) -> bool:
+        """Would its minimum fit if there were nobody else? Jobs that ask for the same share the answer."""
+        alike = (
+            _least(job), tuple(sorted(job.worker_requests.items())), tuple(sorted(job.server_requests.items())),
+        )  # fmt: skip
+        if alike not in self._alone:
+            self._alone[alike] = self.pack([job], {job.id: _least(job)})[job.id] == _least(job)
+        return self._alone[alike]

@@ -18,6 +18,7 @@ from dl2.learning.simulator import Clock, Settings, Simulation
 from dl2.learning.suites import Case, suite_named
 from dl2.learning.workload import Job, Recipe, Workload, draw, nodes_of
 from dl2.scaling import Observation, Scale
+from dl2.scaling.guardrails import Limits as StepLimits
 from dl2.scheduling.snapshot import Limits, Queue
 
 QUIET = Settings(noise=0.0)
@@ -91,6 +92,18 @@ def test_under_the_operator_who_finds_no_room_between_rounds_takes_nothing_from_
     ends = [end.finished_at for end in small.tally.finished if end.id in ("a", "b")]
     assert starts["c"] in (*ends, 1200.0)
     assert starts["c"] > 100.0
+
+
+def test_under_the_operator_guardrails_say_what_of_an_answer_is_done() -> None:
+    """In steps of two, and not while it is still starting."""
+    settings = replace(QUIET, clock=Clock.OPERATOR, limits=StepLimits(step=2), cooldown=0.0, start_up=1500.0)
+    sim = simulation(job("a", epochs=100.0), settings=settings)
+    held = []
+    while len(held) < 5:
+        seen = sim.observe()
+        sim.step(sim.granted(seen, {"a": Scale(7, 1)}) if held else {"a": Scale(1, 1)}, seen)
+        held.append(seen.jobs[0].current.workers)
+    assert held == [0, 1, 1, 3, 5]
 
 
 def test_resizes_and_starts_cost_what_they_are_said_to() -> None:

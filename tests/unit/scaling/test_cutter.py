@@ -125,6 +125,32 @@ def test_a_job_that_cannot_have_its_minimum_makes_room_for_the_others() -> None:
     assert result.counts == {"nodes": 1}
 
 
+def test_an_answer_beyond_all_nodes_is_rationed_as_a_budget_is() -> None:
+    """Servers go to nodes first: with those of all three no worker would be left."""
+    views = [job(name, worker_requests={"cpu": 2000, GPU: 2}) for name in "abc"]
+    result = cut(
+        seen(*views, on=nodes(1, gpu=2)),
+        dict(zip("abc", [Scale(1, 3), Scale(1, 1), Scale(1, 1)], strict=True)),
+    )
+    assert result.scales == {"a": Scale(1, 3)}
+    assert result.counts == {"nodes": 2}
+
+
+def test_who_is_too_large_for_any_node_takes_nothing_from_the_others() -> None:
+    giant = job("a", worker_requests={"cpu": 9000})
+    result = cut(seen(giant, job("b"), on=nodes(2)), {"a": Scale(1, 1), "b": Scale(4, 4)})
+    assert result.scales == {"b": Scale(4, 4)}
+
+
+@given(observations)
+@settings(max_examples=60, deadline=None)
+def test_too_much_for_everybody_is_never_cut_to_nothing(observation: Observation) -> None:
+    """Where one job could run at its minimum alone, some job runs."""
+    everything = cut(observation, {view.id: view.maximum for view in observation.jobs})
+    alone = [cut(observation, {view.id: view.minimum}).scales for view in observation.jobs]
+    assert bool(everything.scales) == any(alone)
+
+
 def test_an_unknown_resource_fits_nowhere_and_no_request_fits_everywhere() -> None:
     alien = job("a", worker_requests={"alien.com/tpu": 1})
     free = job("b", worker_requests={}, server_requests={})
