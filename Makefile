@@ -8,7 +8,7 @@ NAME   ?= dl2
 SOURCES := operator runtime tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt unit compiled unit-compiled runtime integration e2e bench cluster-up cluster-down clean packages parts
+.PHONY: help demo test lint fmt unit compiled unit-compiled runtime integration e2e bench cluster-up cluster-down clean packages parts learning
 
 help:  ## what there is
 	@awk -F ':.*##' '/^[a-z0-9-]+:.*##/ {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: packages $(STAMP)  ## real MXNet jobs and simulated ones under the operator (KEEP=1 leaves it running)
 	$(BIN)/dl2 demo $(if $(KEEP),--keep)
 
-test: packages lint unit unit-compiled parts runtime integration e2e  ## everything that CI runs
+test: packages lint unit learning unit-compiled parts runtime integration e2e  ## everything that CI runs
 
 lint: $(STAMP)  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check $(SOURCES)
@@ -38,6 +38,11 @@ fmt: $(STAMP)  ## rewrite the sources in the project's format
 
 unit: $(STAMP)  ## tests that need nothing but Python
 	$(BIN)/pytest tests/unit --numprocesses 2
+
+learning: $(STAMP)  ## tests of what trains the agent; they need torch, which Debian has without 3 GB of CUDA
+	@testbed/packages.sh torch
+	@python=$${DL2_TORCH_PYTHON-$$(tests/torch-python)}; test -z "$$python" || \
+	  PYTHONPATH=operator "$$python" -m pytest tests/unit/learning/test_learners.py
 
 compiled: packages $(STAMP)  ## the decision core as machine code, where it is not cached
 	$(BIN)/dl2 compile

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Debian packages that the real nodes of the embedded cluster and the compiler of the decision core need. Installs what is missing, as root; says so otherwise.
+# Debian packages that the real nodes of the embedded cluster and the compiler of the decision core need; with the word "torch" also
+# that for the tests of what trains the agent. Installs what is missing, as root; says so otherwise.
 set -eu
 
 # command that must exist -> package that brings it
@@ -12,10 +13,13 @@ done
 python3 -c 'import ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv"
 command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 python3 -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null || missing="$missing python3-dev"
+if [ "${1-}" = torch ]; then
+    /usr/bin/python3 -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' 2>/dev/null || missing="$missing python3-torch"
+fi
 
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
-    echo "Missing for real nodes and the compiler:$missing. Install them (Debian: sudo apt-get install$missing); going on without." >&2
+    echo "Missing for real nodes, the compiler or tests:$missing. Install them (Debian: sudo apt-get install$missing); going on without." >&2
     exit 0
 fi
 echo "Installing$missing"

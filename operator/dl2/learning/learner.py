@@ -76,27 +76,32 @@ class Learner:
 
     def _save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        told = {"plan": asdict(self.plan), "iteration": self.iteration, "best_score": self.best_score}
         state: dict[str, Any] = {
-            "plan": json.dumps(asdict(self.plan)), "iteration": self.iteration, "best_score": self.best_score,
+            "told": json.dumps(told),
             "params": {name: tensor.detach() for name, tensor in self.params.items()},
             "best": {name: torch.from_numpy(array) for name, array in self.best.items()},
-            "optimiser": self.optimiser.state_dict(),
-        }  # fmt: skip
+            "optimiser": self.optimiser.state_dict()["state"],  # the rest of it is the plan's
+        }
         partial = path.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(path)
 
     def _load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
-        theirs, ours = json.loads(state["plan"]), json.loads(json.dumps(asdict(self.plan)))
+        if "told" not in state:
+            raise OtherRun(f"{path}: written by another version of dl2; take another folder")
+        told = json.loads(state["told"])
+        theirs, ours = told["plan"], json.loads(json.dumps(asdict(self.plan)))
         differ = sorted(name for name in ours if name != "iterations" and theirs.get(name) != ours[name])
         if differ:
             raise OtherRun(
                 f"{path}: belongs to a run with another {', '.join(differ)}; continue with that or take another folder"
             )
-        self.iteration, self.best_score = state["iteration"], state["best_score"]
+        self.iteration, self.best_score = told["iteration"], told["best_score"]
         self.best = {name: tensor.numpy() for name, tensor in state["best"].items()}
         with torch.no_grad():
             for name, tensor in self.params.items():
                 tensor.copy_(state["params"][name])
-        self.optimiser.load_state_dict(state["optimiser"])
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state["optimiser"], "param_groups": groups})
