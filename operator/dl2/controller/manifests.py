@@ -173,10 +173,31 @@ class Inventory:
             assert isinstance(group, PodGroup)
             key = Key(group.metadata.namespace, group.metadata.name)
             own.add(key)
-            yield self._group(group, manifest, pods.get(key, []), classes, jobs.get(key))
+            yield from self._present(group, manifest, pods.get(key, []), classes, jobs.get(key))
         for key, manifest in jobs.items():
             if key not in own and not _ended(manifest.raw):
-                yield self._group(_owned_group(manifest), manifest, pods.get(key, []), classes, manifest)
+                yield from self._present(
+                    _owned_group(manifest), manifest, pods.get(key, []), classes, manifest
+                )
+
+    def _present(
+        self,
+        group: PodGroup,
+        manifest: Manifest,
+        pods: list[PodRecord],
+        classes: intake.Priorities,
+        job: Manifest | None,
+    ) -> Iterator[Group]:
+        """What is being deleted starts nothing and holds what its pods hold; without pods it is as good as gone."""
+        going = any(each is not None and self._is_going(each.raw) for each in (manifest, job))
+        if pods or not going:
+            found = self._group(group, manifest, pods, classes, job)
+            yield replace(found, suspend=found.suspend or going)
+
+    def _is_going(self, raw: Raw) -> bool:
+        """Is it, or its namespace, being deleted?"""
+        above = (m.raw for m in self._of("Namespace") if m.raw["metadata"]["name"] == _namespace(raw))
+        return any(each["metadata"].get("deletionTimestamp") for each in (raw, *above))
 
     def _group(
         self,

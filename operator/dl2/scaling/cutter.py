@@ -132,7 +132,7 @@ def _place(
 ) -> dict[str, Spread]:
     """Pack all. Where that leaves a job without its minimum, it goes without if it would not fit alone either; else the
     nodes are rationed like a budget; then who lacks its minimum asks for no more than that; in the end the later half of
-    them goes without, round by round.
+    them goes without, round by round. Who went without gets what is left over, in order.
     """
     packing = _Packing(observation)
     wanted = {job.id: scales.pop(job.id) for job in jobs}
@@ -154,9 +154,11 @@ def _place(
         else:
             asked = _without(misfits[len(misfits) // 2 :], asked)
         jobs = [job for job in jobs if job.id in asked]
+    for job in in_order([job for job in observation.jobs if job.id in wanted and job.id not in got]):
+        got.update(packing.pack_beside(job, wanted[job.id]))
     scales.update(got)
     counts["nodes"] += sum(got.get(name) != scale for name, scale in wanted.items())
-    return {job.id: packing.spread(job) for job in jobs}
+    return {name: packing.spread(name) for name in got}
 
 
 def _without(gone: Sequence[JobView], asked: Mapping[str, Scale]) -> dict[str, Scale]:
@@ -177,8 +179,8 @@ class _Packing:
             name for job in observation.jobs for name in (*job.worker_requests, *job.server_requests)
         }
         self._nodes, self._resources = observation.nodes, sorted(requested)
+        self._packer = Packer((), ())
         self._placed: dict[str, list[list[int]]] = {}
-        self._names: list[str] = []
         self._alone: dict[tuple[object, ...], bool] = {}
 
     @cached_property
@@ -187,20 +189,25 @@ class _Packing:
         return {name: sum(max(0, node.free.get(name, 0)) for node in self._nodes) for name in self._resources}
 
     def pack(self, jobs: Sequence[JobView], asked: Mapping[str, Scale]) -> dict[str, Scale]:
-        """What each job gets of what it asks for."""
-        packer = Packer(self._nodes, self._resources)
-        demands = []
-        for job in jobs:
-            (workers, servers), least = asked[job.id], _least(job)
-            demands.append(Demand(job.worker_requests, workers, least.workers))
-            demands.append(Demand(job.server_requests, servers, least.servers))
-        found = packer.pack(demands)
-        self._names = packer.names
+        """What each job gets of what it asks for, on empty nodes."""
+        self._packer = Packer(self._nodes, self._resources)
+        found = self._packer.pack([demand for job in jobs for demand in _demands(job, asked[job.id])])
         self._placed = {job.id: found[2 * n : 2 * n + 2] for n, job in enumerate(jobs)}
-        return {name: Scale(len(workers), len(servers)) for name, (workers, servers) in self._placed.items()}
+        return {name: Scale(*map(len, sides)) for name, sides in self._placed.items()}
 
-    def spread(self, job: JobView) -> Spread:
-        return Spread(*(tuple(self._names[n] for n in side) for side in self._placed[job.id]))
+    def pack_beside(self, job: JobView, asked: Scale) -> dict[str, Scale]:
+        """What `job` gets beside what was packed; nothing if that is less than its minimum."""
+        free = [list(row) for row in self._packer.free]
+        found = self._packer.pack(_demands(job, asked))
+        scale = within(Scale(*map(len, found)), bounds(job))
+        if not scale.workers:
+            self._packer.free = free
+            return {}
+        self._placed[job.id] = found
+        return {job.id: scale}
+
+    def spread(self, name: str) -> Spread:
+        return Spread(*(tuple(self._packer.names[n] for n in side) for side in self._placed[name]))
 
     def fits_alone(self, job: JobView) -> bool:
         """Would its minimum fit if there were nobody else? Jobs that ask for the same share the answer."""
@@ -210,3 +217,11 @@ class _Packing:
         if alike not in self._alone:
             self._alone[alike] = self.pack([job], {job.id: _least(job)})[job.id] == _least(job)
         return self._alone[alike]
+
+
+def _demands(job: JobView, asked: Scale) -> list[Demand]:
+    least = _least(job)
+    return [
+        Demand(job.worker_requests, asked.workers, least.workers),
+        Demand(job.server_requests, asked.servers, least.servers),
+    ]

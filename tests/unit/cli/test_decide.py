@@ -114,6 +114,26 @@ def test_what_if_replaces_and_snapshot_replays(tmp_path: Path) -> None:
     assert plan(CliRunner().invoke(app, ["-f", str(base), "-o", "json"]))["g"]["action"] == "Wait"
 
 
+GONE = "metadata: {deletionTimestamp: 2026-11-23T09:00:00Z, finalizers: [foregroundDeletion], "
+
+
+@pytest.mark.parametrize(
+    "going",
+    [
+        pytest.param(group("g", "b", 3, 3).replace("metadata: {", GONE), id="the group"),
+        pytest.param(
+            group("g", "b", 3, 3) + "---\n" + "{apiVersion: v1, kind: Namespace, " + GONE + "name: x}}",
+            id="its namespace",
+        ),
+    ],
+)
+def test_what_is_being_deleted_starts_nothing_and_takes_nothing(going: str) -> None:
+    other = group("h", "a", 2, 2, admitted=2).replace("namespace: x", "namespace: y")
+    assert {name: entry["action"] for name, entry in plan(run(QUEUES, NODE, other, going)).items()} == {
+        "h": "Keep"
+    }
+
+
 def test_lists_are_opened() -> None:
     item = {
         "metadata": {"name": "g", "namespace": "x"},

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dl2.scaling import Cut, Observation, Scale, cut
+from dl2.scaling import Cut, NodeView, Observation, Scale, cut
 from tests.unit.scaling.worlds import GPU, job, nodes, observations, seen
 
 anything = st.one_of(
@@ -140,6 +140,16 @@ def test_who_is_too_large_for_any_node_takes_nothing_from_the_others() -> None:
     giant = job("a", worker_requests={"cpu": 9000})
     result = cut(seen(giant, job("b"), on=nodes(2)), {"a": Scale(1, 1), "b": Scale(4, 4)})
     assert result.scales == {"b": Scale(4, 4)}
+
+
+def test_who_went_without_gets_what_is_left_over() -> None:
+    """Pods of one kind are placed for all jobs before those of the next: a fits only where nobody of b is."""
+    a = job("a", priority=10, worker_requests={"cpu": 1000, GPU: 2}, maximum=Scale(1, 1))
+    b = job("b", server_requests={"cpu": 1000}, worker_requests={"cpu": 2000, GPU: 1}, maximum=Scale(1, 1))
+    world = seen(
+        a, b, on=(NodeView("n0", *2 * [{"cpu": 4000, GPU: 2}]), NodeView("n1", *2 * [{"cpu": 4000, GPU: 1}]))
+    )
+    assert cut(world, {"a": Scale(1, 1), "b": Scale(1, 1)}).scales == {"a": Scale(1, 1), "b": Scale(1, 1)}
 
 
 @given(observations)
