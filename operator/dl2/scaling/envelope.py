@@ -125,18 +125,26 @@ class _Walk:
         """What each job gets. `fill`: whose next step does not fit gets the best shape that does."""
         shapes, slopes = hulls(self._values, self._cost)
         steps = self._steps(shapes)
-        heap = [(-line[0], i, 0) for i, line in enumerate(slopes) if line]
+        turns = self._turns()
+        last = max(turns, default=0)
+        heap = [(turns[i], -line[0], i, 0) for i, line in enumerate(slopes) if line]
         heapq.heapify(heap)
         blocked = []
         while heap:
-            _, i, at = heapq.heappop(heap)
+            *_, i, at = heapq.heappop(heap)
             if not self._move(i, steps[i][at]):
                 blocked.append(i)
             elif at + 1 < len(steps[i]):
-                heapq.heappush(heap, (-slopes[i][at + 1], i, at + 1))
+                heapq.heappush(heap, (last, -slopes[i][at + 1], i, at + 1))
         if fill and blocked:
             self._squeeze(blocked)
         return [Scale(*held) for held in self._held]
+
+    def _turns(self) -> list[int]:
+        """When each job may start: the higher its priority, the sooner. All growth comes with the last to start."""
+        priorities = sorted({job.priority for job in self._table.jobs}, reverse=True)
+        turn = {priority: n for n, priority in enumerate(priorities)}
+        return [turn[job.priority] for job in self._table.jobs]
 
     def _steps(self, shapes: Sequence[Sequence[int]]) -> list[list[tuple[int, int]]]:
         """(workers, servers) of many shapes at once."""

@@ -18,6 +18,11 @@ Name = tuple[tuple[str, str], tuple[tuple[str, int], ...], tuple[tuple[str, int]
 MOST_KINDS = 512  # unlabelled jobs are kinds of their own; the ones unused for longest are forgotten
 _LATEST = 64  # samples of a kind that can be told one by one
 _RECENT = 12.0  # a shape's mean forgets samples older than about so many, to follow drift
+_FASTEST = 1e9  # epochs a second: nothing trains faster, whatever is told
+_KNOWN, _STEP = (
+    3.0,
+    math.log(2.0),
+)  # from so many samples at a shape on, one more moves its mean as if it were so far off
 
 
 @dataclass(slots=True)
@@ -29,6 +34,9 @@ class Cell:
     squares: float = 0.0
 
     def add(self, value: float) -> None:
+        """One sample; what is wildly off what is known counts as a little off, so that one liar does little harm."""
+        if self.weight >= _KNOWN:
+            value = min(max(value, self.mean - _STEP), self.mean + _STEP)
         self.weight *= 1.0 - 1.0 / _RECENT if self.weight > _RECENT else 1.0
         self.weight += 1.0
         step = value - self.mean
@@ -114,7 +122,7 @@ class History:
             after = self._read.get(job.id, -math.inf)
             for sample in job.samples[_first_after(job.samples, after) :]:
                 speed = sample.epochs_per_second
-                if sample.scale.workers > 0 and math.isfinite(speed) and speed >= 0:
+                if sample.scale.workers > 0 and 0 <= speed <= _FASTEST:
                     kind.add(sample.scale, math.log(max(speed, 1e-12)))
             if job.samples:
                 kind.jobs += job.id not in self._read

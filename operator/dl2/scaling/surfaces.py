@@ -19,7 +19,7 @@ import numpy as np
 from dl2.scaling.history import History, Kind, Name
 from dl2.scaling.interface import Scale
 from dl2.scaling.kinship import Kinship
-from dl2.scaling.lattice import Floats, Ints, Masks, coordinates, nearest
+from dl2.scaling.lattice import Floats, Ints, coordinates, nearest
 
 # Standard deviations (of the natural log of the speed) and length scales (in doublings).
 LEVEL = 1.5  # how far the level of a kind may lie from the mean of all
@@ -30,6 +30,7 @@ SLOPES, SLOPE = (0.30, 0.10), 0.25  # prior means and deviation of the shared tr
 NOISE, NOISE_STRENGTH = 0.05, 8.0  # prior noise of one sample, and how many samples that belief weighs
 MOST_POINTS = 48  # shapes of one kind that are conditioned on: those with most samples
 _STALL, _STALL_DEVIATIONS = 0.5, 3.0  # so far below what the other shapes say (log, deviations): a stall
+_LIE, _LIE_DEVIATIONS = 1.4, 4.0  # so far above it: nothing trains like that
 
 
 class Surface(NamedTuple):
@@ -102,8 +103,9 @@ def _table(kind: Kind, noise: float) -> _Points:
     points = nearest(np.array([s.workers for s in scales]), np.array([s.servers for s in scales]))
     values = np.array([cell.mean for _, cell in cells])
     spread = noise / np.array([cell.weight for _, cell in cells])
-    fair = _fair(points, values, spread)
-    stalls, stalled = points[~fair], values[~fair]
+    verdict = _judged(points, values, spread)
+    fair, stall = verdict == 0, verdict < 0
+    stalls, stalled = points[stall], values[stall]
     points, values, spread = points[fair], values[fair], spread[fair]
     # What a kind's own parts may do is noise to the shared one, and its points tell of one kind only.
     weight = min(1.0, 6.0 / len(points)) / (spread + SMOOTH**2 + ROUGH**2)
@@ -115,27 +117,29 @@ def _table(kind: Kind, noise: float) -> _Points:
     return _Points(points, values, spread, weighted @ x, weighted @ y, stalls, stalled)
 
 
-def _fair(points: Ints, values: Floats, noise: Floats) -> Masks:
-    """Which measured shapes are no stalls (n,): the worst is taken out until each fits what the others say of it.
+def _judged(points: Ints, values: Floats, noise: Floats) -> Ints:
+    """Of each measured shape (n,) 0, or -1 for a stall and 1 for a lie: the worst is taken out until each of the others
+    fits what the rest says of it.
 
     Leave-one-out residuals of the prior process (Rasmussen and Williams, section 5.4.2).
     """
-    fair = np.arange(len(points))
+    verdict, left = np.zeros(len(points), dtype=np.int64), np.arange(len(points))
     off, inverse = values - _trend(points), np.linalg.inv(_prior(points, points) + np.diag(noise))
-    while len(fair) > 1:
+    while len(left) > 1:
         variance = 1.0 / inverse.diagonal()
-        excess = (inverse @ (off - np.median(off))) * variance + np.maximum(
-            _STALL, _STALL_DEVIATIONS * np.sqrt(variance)
-        )
-        worst = int(np.argmin(excess))
-        if excess[worst] >= 0.0:
+        residual, deviation = (inverse @ (off - np.median(off))) * variance, np.sqrt(variance)
+        low = residual + np.maximum(_STALL, _STALL_DEVIATIONS * deviation)
+        high = np.maximum(_LIE, _LIE_DEVIATIONS * deviation) - residual
+        worst = int(np.argmin(np.minimum(low, high)))
+        if min(low[worst], high[worst]) >= 0.0:
             break
+        verdict[left[worst]] = -1 if low[worst] < 0.0 else 1
         # The inverse of the matrix without a row and a column, from the whole inverse (Schur complement).
         column = inverse[:, worst, None]
-        kept = np.arange(len(fair)) != worst
+        kept = np.arange(len(left)) != worst
         inverse = (inverse - column * column.T * variance[worst])[np.ix_(kept, kept)]
-        fair, off = fair[kept], off[kept]
-    return np.asarray(np.isin(np.arange(len(points)), fair))
+        left, off = left[kept], off[kept]
+    return verdict
 
 
 def _evidence(one: _Points, other: _Points) -> float:

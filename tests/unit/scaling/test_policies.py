@@ -187,6 +187,17 @@ def test_envelope_keeps_every_job_running_where_that_is_possible() -> None:
     assert set(answer) == {view.id for view in views}
 
 
+@pytest.mark.parametrize("name", ["envelope", "dl2"])
+def test_who_has_priority_starts_first_and_growth_is_shared_by_gain(name: str) -> None:
+    """Twelve alike at one shape only, room for six; then two that can grow: the second is not starved by the first."""
+    one = Scale(1, 1)
+    jobs = [job(f"j{n:02d}", priority=10 * (n % 2), maximum=one, submitted_at=float(n)) for n in range(12)]
+    answer = load_policy(name).allocate(seen(*jobs, on=nodes(3)))
+    assert sorted(answer) == [f"j{n:02d}" for n in range(1, 12, 2)]
+    first, second = job("a", priority=10), job("b")
+    assert load_policy(name).allocate(seen(first, second, on=nodes(3))).keys() == {"a", "b"}
+
+
 def test_the_error_option_of_optimus_changes_what_it_believes() -> None:
     observation = replace(random_observation(11), nodes=nodes(30, gpu=2), budgets={})
     assert load_policy("optimus", error=0.5).allocate(observation) != load_policy("optimus").allocate(

@@ -86,6 +86,28 @@ def test_a_stall_is_believed_where_it_was_and_nowhere_else(measured: list[Scale]
     assert belief.at(Scale(6, 6)) == pytest.approx(1e-5, rel=0.1)
 
 
+@pytest.mark.parametrize("times", [10.0, 1e2, 1e6, 1e300, math.inf])
+@pytest.mark.parametrize(
+    "where", [pytest.param(Scale(8, 8), id="known"), pytest.param(Scale(6, 3), id="new")]
+)
+def test_a_lie_about_one_shape_hardly_changes_what_others_of_the_label_believe(
+    times: float, where: Scale
+) -> None:
+    honest = sampled("a", "m", MANY * 3)
+    lie = SpeedSample(where, truth(where) * times, 9000.0)
+    liar = replace(sampled("b", "m", MANY), samples=(*sampled("b", "m", MANY).samples, lie))
+    belief = Measured().beliefs(seen(honest, liar, now=9600.0))["a"]
+    for scale in MANY:
+        assert belief.at(scale) == pytest.approx(truth(scale), rel=0.2)
+
+
+def test_a_shape_that_is_really_faster_now_is_believed_after_a_while() -> None:
+    before = sampled("a", "m", MANY * 3).samples
+    after = tuple(SpeedSample(Scale(8, 8), 3.0 * truth(Scale(8, 8)), 9000.0 + n) for n in range(12))
+    belief = Measured().beliefs(seen(job("a", samples=(*before, *after)), now=9600.0))["a"]
+    assert belief.at(Scale(8, 8)) > 2.0 * truth(Scale(8, 8))
+
+
 def test_nothing_measured_is_still_finite() -> None:
     belief = Measured().beliefs(seen(job()))["a"]
     assert np.isfinite(belief.speed).all()
