@@ -9,6 +9,7 @@ from dl2.api import PodGroup, TenantQueue, conditions, core
 from dl2.api.conditions import parse_time
 from dl2.api.core import NodeRecord, PodRecord, PriorityClassRecord
 from dl2.api.names import GroupCondition
+from dl2.scheduling.plan import Reason
 from dl2.scheduling.quantities import QuantityError, parse_quantity
 from dl2.scheduling.snapshot import (
     EMPTY,
@@ -39,8 +40,8 @@ def read_queue(queue: TenantQueue) -> Queue:
         try:
             limits[name] = Limits(
                 parse_quantity(resource.min, name),
-                _optional(resource.max, name),
-                _optional(resource.lend, name),
+                _limit(resource.max, name),
+                _limit(resource.lend, name),
             )
         except QuantityError as exc:
             error = f"spec.resources[{name}]: {exc}"
@@ -65,8 +66,8 @@ def broken_queue(name: str, error: str) -> Queue:
     return Queue(name=name, error=error)
 
 
-def _optional(value: Any, resource: str) -> int | None:
-    return None if value is None else parse_quantity(value, resource)
+def _limit(value: Any, resource: str) -> int | None:
+    return None if value is None else parse_quantity(value, resource, down=True)
 
 
 def read_node(node: NodeRecord, others: Iterable[PodRecord], zones: tuple[Quantities, ...] = ()) -> Node:
@@ -172,6 +173,7 @@ def read_group(
         evictions=int(status.get("evictions") or 0),
         requeue_at=_time(status.get("requeueAt")) or 0.0,
         passed_over_since=_time(status.get("passedOverSince")),
+        promised=evicted and (told or {}).get("reason") == Reason.WAITING_FOR_PREEMPTION,
         expected_end=expected_end,
         elastic=any(member.minimum < member.count for member in spec.members),
         pods=tuple(read_pod(pod, evicted) for pod in pods),

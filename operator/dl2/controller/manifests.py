@@ -56,7 +56,10 @@ def objects(source: str, document: Any) -> Iterator[Manifest]:
             yield from objects(source, member)
         return
     metadata = document.get("metadata")
-    if not isinstance(metadata, Mapping) or not isinstance(metadata.get("name"), str) or not metadata["name"]:
+    name = metadata.get("name") if isinstance(metadata, Mapping) else None
+    if name is not None and not isinstance(name, str):
+        raise BadInput(f'{source}: {kind}: metadata.name: {name!r} is no text; quote it: "{name}"')
+    if not name:
         raise BadInput(f"{source}: {kind}: metadata.name: is missing; give the object a name")
     _check(source, document)
     yield Manifest(source, document)
@@ -70,7 +73,8 @@ def _check(source: str, raw: Raw) -> None:
             if metadata.get(field) is not None:
                 parse_time(metadata[field])
         except ValueError as exc:
-            raise BadInput(f"{source}: {kind} {metadata['name']}: metadata.{field}: {exc}") from None
+            named = f"{kind} {'/'.join(filter(None, (_namespace(raw), metadata['name'])))}"
+            raise BadInput(f"{source}: {named}: metadata.{field}: {exc}") from None
     try:
         if str(raw.get("apiVersion") or "").startswith(f"{names.GROUP}/") and kind not in names.PLURALS:
             parse(raw)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import overload
 
 from dl2.scheduling.estimates import Estimates
-from dl2.scheduling.explain import Answer, Blocked
+from dl2.scheduling.explain import Answer, Blocked, asking
 from dl2.scheduling.items import Item, Order
 from dl2.scheduling.plan import Action, Decision, MemberPlan, Reason
 from dl2.scheduling.settings import Settings
@@ -32,6 +32,7 @@ class Answers(Sequence[Decision]):
         settings: Settings,
     ) -> None:
         self._fleet, self._runs, self._why, self._now = state.fleet, runs, why, now
+        self._resources = state.tree.resources
         self._lines = [[w[:] for w in line.waiting.values()] for line in state.lines.values() if line.waiting]
         self._items = list(state.items.values())
         self._estimates = estimates
@@ -136,9 +137,10 @@ class Answers(Sequence[Decision]):
         group = item.group
         if group.requeue_at > self._now:
             seconds = round(group.requeue_at - self._now)
-            return Reason.BACKING_OFF, f"evicted {group.evictions} times; tries again in {seconds} s"
+            often = f"{group.evictions} time{'s' if group.evictions != 1 else ''}"
+            return Reason.BACKING_OFF, f"evicted {often}; tries again in {seconds} s"
         if item.key in self._runs:
-            return Reason.WAITING_FOR_PREEMPTION, _PROMISED
+            return Reason.WAITING_FOR_PREEMPTION, f"{asking(self._resources, item.needs)}; {_PROMISED}"
         kind = item.leaf.index, item.shape.number
         if kind not in told and kind in self._why:
             told[kind] = self._why[kind].answer()
@@ -146,7 +148,8 @@ class Answers(Sequence[Decision]):
             return told[kind]
         if item.leaf.strict:
             return Reason.WAITING_FOR_QUOTA, f'behind the head of queue "{group.queue}" (StrictFIFO)'
-        return Reason.WAITING_FOR_QUOTA, "gave way to a queue with a better right to the room"
+        wanted = asking(self._resources, item.needs)
+        return Reason.WAITING_FOR_QUOTA, f"{wanted}; gave way to a queue with a better right to the room"
 
     # ---- members -----------------------------------------------------------------------------------------
 

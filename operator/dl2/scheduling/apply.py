@@ -28,13 +28,14 @@ def _after(group: Group, decision: Decision | None, now: float) -> Group:
         return replace(
             group, admitted=None, admitted_at=None, ready_at=None, assumed=EMPTY, progress_lost=0.0,
             evictions=group.evictions + fault, requeue_at=decision.requeue_at or 0.0,
-            pods=tuple(pod for pod in present if pod.gated),
+            pods=tuple(pod for pod in present if pod.gated), promised=False,
         )  # fmt: skip
     if decision.action is Action.WAIT:
         since = group.passed_over_since
         return replace(
-            group, pods=present, passed_over_since=now if decision.passed_over and since is None else since
-        )
+            group, pods=present, passed_over_since=now if decision.passed_over and since is None else since,
+            promised=decision.reason is Reason.WAITING_FOR_PREEMPTION,
+        )  # fmt: skip
     return _running(group, present, decision.members, now)
 
 
@@ -63,5 +64,5 @@ def _running(group: Group, present: tuple[Pod, ...], members: Mapping[str, Membe
         admitted={name: Admitted(member.count, member.domain) for name, member in members.items()},
         admitted_at=now if group.admitted is None else group.admitted_at,
         ready_at=now if group.ready_at is None else group.ready_at,
-        passed_over_since=None,
+        passed_over_since=None, promised=False,
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """Whose turn it is: the next group over all queues.
 
 Within a queue: priority, then creation. Between queues: the branch whose weighted share after the admission
-would be lowest goes first, decided anew at every fork of the tree; equals by priority, creation and name.
+would be lowest goes first, decided anew at every fork of the tree; equals by priority, creation and name. Before all
+of them comes for whom others were made to leave: nobody leaves for a group that then does not start.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Contest:
         self._tree, self._ledger, self._ask = tree, ledger, ask
         self._heads: dict[int, Callable[[], Item | None]] = {}
         self._best: list[Item | None] = [None] * len(tree.nodes)
-        self._forks: list[list[tuple[Share, Order, int, int]]] = [[] for _ in tree.nodes]
+        self._forks: list[list[tuple[bool, Share, Order, int, int]]] = [[] for _ in tree.nodes]
         self._version = [0] * len(tree.nodes)
 
     def enter(self, leaf: TreeNode, head: Callable[[], Item | None]) -> None:
@@ -102,10 +103,11 @@ class Contest:
         item, fork = self._best[node.index], self._forks[node.parent.index]
         if item is not None:
             share = self._tree.weighted_share(node, self._ledger.used[node.index], self._ask(item))
-            heappush(fork, (share, item.order, node.index, self._version[node.index]))
-        while fork and fork[0][3] != self._version[fork[0][2]]:
+            entry = (not item.group.promised, share, item.order, node.index, self._version[node.index])
+            heappush(fork, entry)
+        while fork and fork[0][4] != self._version[fork[0][3]]:
             heappop(fork)
-        self._best[node.parent.index] = self._best[fork[0][2]] if fork else None
+        self._best[node.parent.index] = self._best[fork[0][3]] if fork else None
 
     def next(self) -> Item | None:
         return self._best[0]

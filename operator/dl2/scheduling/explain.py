@@ -97,6 +97,7 @@ class NoNodes:
 class Held:
     """There is room, but it is kept for a head that has waited too long."""
 
+    needs: str
     head: Key
     start: float | None
     now: float
@@ -105,7 +106,12 @@ class Held:
         when = (
             "" if self.start is None else f", which is expected to start in {round(self.start - self.now)} s"
         )
-        return Reason.RESERVED, f"what is free is kept for {self.head}{when}"
+        return Reason.RESERVED, f"{self.needs}; what is free is kept for {self.head}{when}"
+
+
+def asking(resources: Sequence[str], vector: Vector) -> str:
+    """What a group asks for, as the messages begin."""
+    return f"needs {_listed(dict(zip(resources, vector, strict=True)))}"
 
 
 def of_quota(state: State, item: Item, vector: Vector, short: tuple[TreeNode, int]) -> Blocked:

@@ -141,8 +141,10 @@ def _lend_out(tree: Tree, r: int, used: Sequence[Sequence[int]], lent: list[list
         own = max(node.min[r], used[node.index][r]) - lent[node.index][r]
         total = own if node.parent is not None else node.max[r]
         children = sorted(node.children, key=lambda child: child.age)
-        idle = [max(0, child.min[r] - used[child.index][r] - child.unlent[r]) for child in children]
-        kept = sum(max(0, min(child.unlent[r], child.min[r] - used[child.index][r])) for child in children)
+        spare = [max(0, child.min[r] - used[child.index][r]) for child in children]
+        unlent = [max(0, child.unlent[r] - used[child.index][r]) for child in children]
+        idle = [max(0, has - keeps) for has, keeps in zip(spare, unlent, strict=True)]
+        kept = sum(spare) - sum(idle)
         if total is None or not any(idle):
             continue
         in_use = sum(used[child.index][r] for child in children)

@@ -104,20 +104,23 @@ class Hunt:
         return False
 
     def _initial_share(self, leaves: set[TreeNode]) -> bool:
-        """At most one more per queue, where the queue holds more than the asker before it loses."""
+        """At most one more per queue, where the queue holds more than the asker before it loses; as many as it takes
+        where the asker, now that its own have lost, stays within its guarantee.
+        """
         self.victims = {index: items[::-1] for index, items in self._retry.items()}
         leaves = {leaf for leaf in leaves if self.victims.get(leaf.index)} if self.victims else set()
         while leaves:
             leaf, right = self._furthest(leaves)
             if leaf is None or right is None:
                 break
-            leaves.discard(leaf)
-            if right is Right.FAIR and not self.rights.fair_before(leaf):
-                continue
             item = next((item for item in reversed(self.victims[leaf.index]) if self._useful(item)), None)
-            if item is None:
+            if item is None or right is not Right.GUARANTEE:
+                leaves.discard(leaf)
+            if item is None or (right is Right.FAIR and not self.rights.fair_before(leaf)):
                 continue
             self._take(item, right)
+            if not self.victims[leaf.index]:
+                leaves.discard(leaf)
             if self.fits():
                 return True
         return False
@@ -225,7 +228,7 @@ class Hunt:
         self.rights.moved(leaf)
 
     def give_back(self) -> None:
-        self._lift()
+        self.lift()
         for taken in reversed(self.taken):
             self._return(taken)
         self.taken.clear()
@@ -238,7 +241,7 @@ class Hunt:
         for taken in sorted(late_first, key=lambda taken: -order.index(taken.means)):
             if taken.run in needed:
                 continue
-            self._lift()
+            self.lift()
             self._return(taken)
             if self.fits(force=True):
                 self.taken.remove(taken)
@@ -261,6 +264,10 @@ class Hunt:
         """
         self.spare_the_needless()
         return not any(map(self._could_come_back, self.taken))
+
+    def takes_its_own(self) -> bool:
+        """Do others of the asker's queue lose?"""
+        return any(taken.run.item.leaf is self.rights.asker.leaf for taken in self.taken)
 
     def _could_come_back(self, taken: Taken) -> bool:
         rights, victim = self.rights, taken.run.item
@@ -296,7 +303,8 @@ class Hunt:
         self.placed = self.work.place(self.rights.asker, self.counts, self.spreads, now=False)
         return self.placed is not None
 
-    def _lift(self) -> None:
+    def lift(self) -> None:
+        """Give back the asker's own place."""
         if self.placed is not None:
             self.work.unplace(self.rights.asker, self.placed, now=False)
             self.placed = None

@@ -31,19 +31,20 @@ class QuantityError(ValueError):
     """No quantity, or one out of bounds. The message names the resource, the text and the mend."""
 
 
-def parse_quantity(text: object, resource: str) -> int:
-    """`text` in the smallest unit of `resource` (cpu: milli-CPU; else whole units), rounded up.
+def parse_quantity(text: object, resource: str, *, down: bool = False) -> int:
+    """`text` in the smallest unit of `resource` (cpu: milli-CPU; else whole units), rounded up, or `down`: a limit.
 
     Raises QuantityError: not in Kubernetes' grammar, negative, or above 2**63 - 1.
     """
     if isinstance(text, bool) or not isinstance(text, str | int | float):
         raise QuantityError(f"{resource}: {text!r} is not a quantity; {_EXAMPLES}")
-    return _parse(text if isinstance(text, str) else repr(text), resource)
+    return _parse(text if isinstance(text, str) else repr(text), resource, down)
 
 
 @lru_cache(maxsize=16384)
-def _parse(text: str, resource: str) -> int:
-    value = math.ceil(_value(text, resource) * (1000 if resource == "cpu" else 1))
+def _parse(text: str, resource: str, down: bool) -> int:
+    exact = _value(text, resource) * (1000 if resource == "cpu" else 1)
+    value = math.floor(exact) if down else math.ceil(exact)
     if value < 0:
         raise QuantityError(f'{resource}: "{text}" is negative; a quantity must be 0 or more')
     if value > MAX:

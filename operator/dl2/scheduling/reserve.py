@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-from dl2.scheduling.explain import Blocked, Held
+from dl2.scheduling.explain import Blocked, Held, asking
 from dl2.scheduling.items import Counts, Item
 from dl2.scheduling.placement import Placer
 from dl2.scheduling.snapshot import Key
@@ -103,7 +103,10 @@ class Reservations:
             fits = self.work.fits(item, counts)
             for made in self.made:
                 self._impose(made, 1)
-        return Held(self.made[0].item.key, self.made[0].start, self.now) if fits else None
+        if not fits:
+            return None
+        made = self.made[0]
+        return Held(asking(self.work.state.tree.resources, vector), made.item.key, made.start, self.now)
 
     def lift(self) -> None:
         """Before the state goes back to what the snapshot says."""

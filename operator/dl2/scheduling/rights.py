@@ -73,14 +73,14 @@ class Rights:
                 break
         else:
             return None  # nothing contested of which all on its way up hold more than their min
-        mine = fork.mine
-        asks, holds = self.share(mine), self.share(fork.theirs)
-        if asks > holds:
-            return None
-        within = all(self.used[mine.index][r] + self.vector[r] <= mine.min[r] for r in self.contested)
-        # A guarantee of one resource is no licence to be the greedier in another: what was taken would come
-        # back in the next pass, when the victim's queue has its turn before the asker's.
-        return Right.GUARANTEE if within and asks < holds else Right.FAIR
+        if self._within(fork.mine):
+            return Right.GUARANTEE
+        return Right.FAIR if self.share(fork.mine) <= self.share(fork.theirs) else None
+
+    def _within(self, mine: TreeNode) -> bool:
+        """Does a node on the asker's way up stay within its min, in all that the newcomer brings?"""
+        used = self.used[mine.index]
+        return all(used[r] + more <= mine.min[r] for r, more in enumerate(self.vector) if more > 0)
 
     def losers(self, among: Collection[int], *, fresh: bool = False) -> Iterator[TreeNode]:
         """The leaves that `against` gives a right to; `among`: indices of those that have something to lose.
@@ -95,11 +95,11 @@ class Rights:
         used = self.used if fresh else self.stays
         for mine in leaf.path[:-1]:
             assert mine.parent is not None
-            asks, standing = self.share(mine), self.future.standing(mine.parent)
-            if asks > standing.highest:
+            asks, standing, within = self.share(mine), self.future.standing(mine.parent), self._within(mine)
+            if asks > standing.highest and not within:
                 continue
             for theirs, holds in standing.shares:
-                if asks > holds or theirs is mine:
+                if (asks > holds and not within) or theirs is mine:
                     continue
                 over = [r for r in self.contested if used[theirs.index][r] > theirs.min[r]]
                 if over:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dl2.scheduling.hunt import Hunt, Means, victim_key
 from dl2.scheduling.items import Counts, Item
 from dl2.scheduling.plan import Reason
-from dl2.scheduling.rights import Right, Rights
+from dl2.scheduling.rights import Right, Rights, may_reclaim
 from dl2.scheduling.snapshot import Key, Preemption
 from dl2.scheduling.state import Losers
 from dl2.scheduling.tree import TreeNode, Vector
@@ -99,7 +99,7 @@ class Room:
                 self._hunt(hunt, means, fresh if means is Means.WITHDRAW else others, rigid=rigid)
                 for means in ways
             )
-            if found and hunt.lasts():
+            if found and hunt.lasts() and not (hunt.takes_its_own() and self._would_fall(hunt)):
                 return hunt
             shrunk = any(taken.means is Means.SHRINK for taken in hunt.taken)
             quota_only = quota_only and hunt.short_of_quota()
@@ -110,6 +110,31 @@ class Room:
         if quota_only:
             self._hopeless[known] = version
         return None
+
+    def _would_fall(self, hunt: Hunt) -> bool:
+        """Would what its own queue loses for it go to somebody else in the end?
+
+        The asker may be larger than those of its queue that it replaces, and lift the queue above the share of a group
+        that waits elsewhere: that one, which had no right to what was there before, would take the room from it.
+        """
+        rights, state = hunt.rights, self.work.state
+        asker, used = rights.asker, state.future.used
+        hunt.lift()
+        falls = False
+        for line in state.lines.values():
+            if falls or line.leaf is asker.leaf or line.leaf.queue is None:
+                continue
+            fork = state.tree.fork(line.leaf, asker.leaf)
+            holds = state.tree.weighted_share(fork.theirs, used[fork.theirs.index], rights.vector)
+            for waiting in line.waiting.values():
+                other = next((item for _, item in waiting if item.key not in self.work.runs), None)
+                if other is None or not may_reclaim(other, asker):
+                    continue
+                asks = state.tree.weighted_share(fork.mine, used[fork.mine.index], other.needs)
+                if asks < holds and self.work.fits(other, other.asks):
+                    falls = True
+                    break
+        return not hunt.fits(force=True) or falls
 
     def _losers(self, rights: Rights) -> list[TreeNode]:
         """Leaves that run something the asker has a right to, as far as shares and priorities tell."""

@@ -174,6 +174,7 @@ class Group:
     evictions: int = 0  # so far; the back-off grows with it
     requeue_at: float = 0.0  # backing off until then
     passed_over_since: float | None = None  # first time a later group of its queue was admitted before it
+    promised: bool = False  # the last plan has others leave for it
     expected_end: float | None = None  # estimated completion of a running group
     progress_lost: float = 0.0  # seconds of work an eviction now would throw away
     resize_pause: float = 0.0  # seconds a shrink costs

@@ -297,7 +297,7 @@ class State:
             by = next(n.name for n in item.leaf.path if n.queue and n.queue.stop is not Stop.NONE)
             return Reason.QUEUE_STOPPED, f'queue "{by}" has stop: {item.leaf.stop}'
         if item.leaving:
-            return Reason.BACKING_OFF, f"{item.leaving} of its own pods are still on their way out"
+            return Reason.BACKING_OFF, f"pods of its own that are still on their way out: {item.leaving}"
         return None
 
     def _may_submit(self, namespace: str, queue: Queue) -> bool:

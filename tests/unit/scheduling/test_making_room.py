@@ -430,3 +430,54 @@ def test_the_plan_names_the_borrowers():
 )
 def test_nothing_flips_back(case: Case):
     case.check()
+
+
+CPU_AND_GPU = {GPU: Limits(2), "cpu": Limits(2000)}
+
+
+@cases(
+    Case(
+        "a guarantee needs own pods and those of a borrower",
+        [q("root"), q("a", "root", min=4), q("b", "root", min=4)],
+        [run("a/low", 2, age=9), run("b/x", 4, age=8), run("b/y", age=7), run("b/z", age=6), g("a/n", 4, prio=9)],
+        first={"a/low": "Evict Preempted", "b/y": "Evict Reclaimed", "b/z": "Evict Reclaimed"},
+        end={"a/n": "4", "b/x": "4"},
+    ),
+    Case(
+        "a guarantee deep in the tree needs pods of its own branch and those of a borrower",
+        [q("root"), q("pa", "root", min=4), q("a1", "pa"), q("a2", "pa", min=4), q("b", "root", min=4)],
+        [run("a1/x", 2, age=9), run("b/x", 4, age=8), run("b/y", age=7), run("b/z", age=6), g("a2/n", 4)],
+        end={"a2/n": "4", "a1/x": "-", "b/x": "4"},
+    ),
+    Case(
+        "a guarantee of one resource in a queue that borrows another",
+        [
+            q("root", limits={GPU: Limits(max=4), "cpu": Limits(max=8000)}),
+            q("a", "root", limits=CPU_AND_GPU),
+            q("b", "root", limits=CPU_AND_GPU),
+        ],
+        [run("a/cpus", gpu=0, cpu=6), run("b/x", 2, age=9), run("b/y", 2, age=8), g("a/n", 2)],
+        first={"b/y": "Evict Reclaimed"},
+        end={"a/n": "2", "a/cpus": "1", "b/x": "2"},
+    ),
+    Case(
+        "who has others leave starts before a queue with the lower share",
+        [q("root", max=4), q("b", "root"), q("c", "root", reclaim="Never")],
+        [run("b/0", 4, age=9), g("b/1", 4, prio=9), g("c/1", 3, age=1)],
+        first={"b/0": "Evict Preempted", "b/1": "Wait WaitingForPreemption", "c/1": "Wait WaitingForQuota"},
+        says={"b/1": "needs 4 nvidia.com/gpu; its room is being freed"},
+        end={"b/1": "4", "c/1": "-"},
+    ),
+    Case(
+        "nobody takes in its own queue what another queue would take from it",
+        [q("root", max=6), q("c", "root", min=2), q("f", "root", min=2)],
+        [
+            run("c/0", 2, prio=100), run("f/0"),
+            g("f/1", 3, age=1), g("c/1", 3, prio=50, age=2), g("c/2", age=3),
+        ],
+        first={"c/2": "Admit 1"},
+        end={"c/0": "2", "f/0": "1", "c/1": "-", "c/2": "1", "f/1": "-"},
+    ),
+)  # fmt: skip
+def test_found_by_an_independent_reading_of_the_rules(case: Case) -> None:
+    case.check()

@@ -145,7 +145,10 @@ def test_passing_over_is_told_once_it_happens():
 def test_a_head_passed_over_too_long_keeps_what_is_free():
     decisions = overtaken(600).decisions()
     assert decisions["a/x"].reason is Reason.RESERVED
-    assert decisions["a/x"].message == "what is free is kept for a/big, which is expected to start in 100 s"
+    assert (
+        decisions["a/x"].message
+        == "needs 2 nvidia.com/gpu; what is free is kept for a/big, which is expected to start in 100 s"
+    )
     assert not decisions["a/big"].passed_over
 
 

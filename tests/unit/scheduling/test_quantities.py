@@ -133,3 +133,12 @@ def test_what_is_printed_reads_back(value, resource):
 def test_parsing_rounds_up_and_loses_nothing(whole, thousandths, suffix):
     exact = (whole + Fraction(thousandths, 1000)) * Fraction(10) ** suffix[1]
     assert parse_quantity(f"{whole}.{thousandths:03}{suffix[0]}", "memory") == math.ceil(exact)
+
+
+@pytest.mark.parametrize(
+    ("text", "resource", "amount"),
+    [("0.5", "nvidia.com/gpu", 0), ("1.5", "x", 1), ("0.0001", "cpu", 0), ("2", "x", 2)],
+)
+def test_a_limit_is_rounded_down(text, resource, amount):
+    """What is asked for is rounded up, so that no limit lets in more than it says."""
+    assert parse_quantity(text, resource, down=True) == amount

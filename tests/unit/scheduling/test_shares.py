@@ -127,3 +127,8 @@ def test_a_queue_without_its_parent_shows_what_its_groups_still_use():
     assert "nowhere" in state.error
     usage = state.usage["nvidia.com/gpu"]
     assert (usage.used, usage.share, usage.borrowed, usage.lent) == (4, 0, 4, 0)
+
+
+def test_what_the_lender_uses_itself_comes_out_of_what_it_keeps():
+    world = World([q("a", min=8, lend=4), q("b")], nodes(1), [run("a/0", 3), run("b/0", 4)])
+    assert figures(world)["a"][3] == 4
