@@ -85,6 +85,8 @@ class NoNodes:
         if self.label is not None:
             return Reason.TOPOLOGY_UNSATISFIED, f"no single {self.label} has room for {wanted}"
         fitting = ", ".join(f"{fits} of {count} {name} fit now" for name, count, _, fits in self.members)
+        if all(fits >= count for _, count, _, fits in self.members):
+            fitting += ", each by themselves"
         text = f"no nodes have room for {wanted}; {fitting}"
         if self.barred:
             text += f"; of {self.nodes} node{'s' if self.nodes > 1 else ''} " + ", ".join(

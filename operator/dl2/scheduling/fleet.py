@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dl2.scheduling.fits import barrier, usable
-from dl2.scheduling.settings import Settings
 from dl2.scheduling.snapshot import Member, Node, Quantities, Term, Toleration
 from dl2.scheduling.topology import Scope, scope_of
 from dl2.scheduling.tree import Vector
@@ -50,13 +49,13 @@ class Picture:
 
 
 class Fleet:
-    """Nodes in the order of their names. Amounts are vectors over `resources`."""
+    """Nodes in the order of their names. Amounts are vectors over `resources`; `levels` of topology, outermost first."""
 
-    def __init__(self, nodes: Sequence[Node], resources: Sequence[str], settings: Settings) -> None:
+    def __init__(self, nodes: Sequence[Node], resources: Sequence[str], levels: Sequence[str]) -> None:
         self.nodes = sorted(nodes, key=lambda node: node.name)
         self.number = {node.name: i for i, node in enumerate(self.nodes)}
         self.resources = tuple(resources)
-        self.settings = settings
+        self.levels = levels
         self.usable = [usable(node) for node in self.nodes]
         self.empty = [self._free_of_groups(node) for node in self.nodes]  # no group on it at all
         self.broken = [self._is_broken(i) for i in range(len(self.nodes))]
@@ -112,7 +111,7 @@ class Fleet:
 
     def shadow(self) -> Fleet:
         """A copy to play through what will be: its `real` is this one's `future`. Shapes and scopes are shared."""
-        twin = Fleet((), self.resources, self.settings)
+        twin = Fleet((), self.resources, self.levels)
         twin.nodes, twin.number, twin.usable = self.nodes, self.number, self.usable
         twin.empty, twin.broken, twin.totals = self.empty, self.broken, self.totals
         twin.shapes, twin._nodes_of, twin._scopes, twin._holds = (
@@ -179,7 +178,7 @@ class Fleet:
 
     def scope(self, required: str | None) -> Scope:
         if required not in self._scopes:
-            self._scopes[required] = scope_of(self.nodes, self.settings.levels, required)
+            self._scopes[required] = scope_of(self.nodes, self.levels, required)
         return self._scopes[required]
 
 

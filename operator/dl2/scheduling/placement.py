@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from dl2.scheduling.fleet import Fleet, Picture, PodShape
 from dl2.scheduling.index import Index
-from dl2.scheduling.puzzle import Spread, Want, solve
+from dl2.scheduling.puzzle import Spread, Want, balance, solve
 from dl2.scheduling.topology import Scope
 
 _PUZZLE_NODES = 8
@@ -145,15 +145,15 @@ class Placer:
     ) -> list[Spread] | None:
         """Several kinds of pods may fit though filling up one kind after the other fails: try all ways.
 
-        Only where few nodes are in question; for one kind of pod filling up is exact.
+        For one kind of pod filling up is exact.
         """
         picture = self.fleet.now if now else self.fleet.future
         of_node = self.fleet.scope(required).levels[depth].of_node
         slots = [self.index(shape, required, now).slots for shape, _ in wants]
         nodes = [i for i, at in enumerate(of_node) if at == domain and any(row[i] for row in slots)]
-        if len(nodes) > _PUZZLE_NODES:
-            return None
-        found = solve([picture.free[i] for i in nodes], [wants[n] for n in order], nodes)
+        free, ordered = [picture.free[i] for i in nodes], [wants[n] for n in order]
+        found = solve(free, ordered, nodes) if len(nodes) <= _PUZZLE_NODES else None
+        found = found or balance(free, ordered, nodes)
         if found is None:
             return None
         spreads: list[Spread] = [{} for _ in wants]

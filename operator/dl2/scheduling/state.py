@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -52,6 +52,12 @@ class Line:
         self.orders.clear()
 
 
+def _levels(usual: Sequence[str], groups: Iterable[Group]) -> tuple[str, ...]:
+    """The levels of topology, and what else some group prefers just above single nodes."""
+    preferred = {group.topology.label for group in groups if group.topology and not group.topology.required}
+    return (*usual[:-1], *sorted(preferred.difference(usual)), *usual[-1:])
+
+
 class State:
     """Built from a snapshot; `add` and `remove` keep it current when single groups change."""
 
@@ -72,7 +78,8 @@ class State:
             capacity_of(nodes) if by_nodes else None,
         )
         self.now, self.future = Ledger(self.tree), Ledger(self.tree)
-        self.fleet = Fleet(nodes, sorted({*requested, PODS}), settings) if by_nodes else None
+        levels = _levels(settings.levels, snapshot.groups)
+        self.fleet = Fleet(nodes, sorted({*requested, PODS}), levels) if by_nodes else None
         self.placer = Placer(self.fleet) if self.fleet else None
         self.strays = TreeNode("", -1, path=(self.tree.root,))  # groups that run without a sound queue
         self.items: dict[Key, Item] = {}
@@ -127,11 +134,13 @@ class State:
             counts[item.admitted] += sign
 
     def knows(self, group: Group) -> bool:
-        """Are all resources that it asks for columns of the node vectors?"""
+        """Are all resources that it asks for columns of the node vectors, and is the label that it prefers a level?"""
         if self.fleet is None:
             return True
         known = set(self.fleet.resources)
-        return all(known.issuperset(member.requests) for member in group.members)
+        return all(known.issuperset(member.requests) for member in group.members) and (
+            group.topology is None or group.topology.required or group.topology.label in self.fleet.levels
+        )
 
     def tidy(self) -> None:
         """Between passes: forget what would only grow."""

@@ -206,7 +206,7 @@ BAD = {
     "priority": ("kind: PriorityClass\nmetadata: {name: p}\nvalue: oops", ["PriorityClass p", "value"]),
     "time that is no number": (
         group("g", "a", 1, 1).replace("namespace: x", "namespace: x, creationTimestamp: .nan"),
-        ["PodGroup g", "metadata.creationTimestamp"],
+        ["PodGroup x/g", "metadata.creationTimestamp"],
     ),
     "job status": (
         "apiVersion: dl2.dev/v1alpha1\nkind: DLJob\nmetadata: {name: j}\nspec: {}\nstatus: {conditions: oops}",

@@ -1,9 +1,14 @@
 """Placement: which nodes a pod may use, packing, topology, whole nodes."""
 
 from dataclasses import replace
+from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from dl2.scheduling.fleet import PodShape
+from dl2.scheduling.puzzle import balance
 from dl2.scheduling.snapshot import Admitted, Domain, Pod, Taint, Toleration, Topology
 from tests.unit.scheduling.cases import Case, cases
 from tests.unit.scheduling.dsl import GPU, HOST, RACK, ZONE, World, expr, g, m, node, nodes, q, run
@@ -388,3 +393,82 @@ def test_several_members_share_one_rack_where_only_a_clever_split_fits():
     members = [m("m0", 2, cpu=4), m("m1", 2, cpu=4), m("m2", 4, cpu=1)]
     decision = World(A, machines, [g("a/x", members=members)]).one("a/x")
     assert {name for member in decision.members.values() for name in member.nodes} == {"n0", "n1"}
+
+
+@cases(
+    Case(
+        "workers and servers that fit only evenly spread over many nodes",
+        [q("a")],
+        [g("a/x", members=[m("worker", 12, gpu=4, cpu=2), m("server", 19, gpu=0, cpu=3)])],
+        nodes(12, 8, cpu=8),
+        first={"a/x": "Admit 12+19"},
+    ),
+    Case(
+        "beside a coordinator too",
+        [q("a")],
+        [
+            g(
+                "a/x",
+                members=[
+                    m("coordinator", gpu=0, cpu=1),
+                    m("worker", 9, gpu=4, cpu=2),
+                    m("server", 15, gpu=0, cpu=3),
+                ],
+            )
+        ],
+        nodes(10, 8, cpu=8),
+        first={"a/x": "Admit 1+9+15"},
+    ),
+    Case(
+        "what fits each by itself but not together",
+        [q("a")],
+        [g("a/x", members=[m("worker", 12, gpu=4, cpu=5), m("server", 8, gpu=0, cpu=4)])],
+        nodes(12, 8, cpu=8),
+        first={"a/x": "Wait NoFittingNodes"},
+        says={"a/x": "8 of 8 server fit now, each by themselves"},
+    ),
+)
+def test_kinds_of_pods_together_on_many_nodes(case: Case) -> None:
+    case.check()
+
+
+def test_a_preferred_label_that_is_no_level_is_one_for_this_group() -> None:
+    rows = [node(f"n{i}", 4, labels={"example.com/row": row}) for i, row in enumerate("abb")]
+    x = World([q("a")], rows, [g("a/x", 8, preferred="example.com/row")]).decisions()["a/x"]
+    assert x.members["worker"].nodes == {"n1": 4, "n2": 4}
+
+
+def pod_shape(number: int, vector: tuple[int, ...]) -> PodShape:
+    return PodShape(
+        number, vector, tuple((r, amount) for r, amount in enumerate(vector) if amount), [True] * 12, {}
+    )
+
+
+@given(st.integers(0, 10_000))
+def test_balance_finds_a_way_wherever_there_is_one(seed: int) -> None:
+    """Pods are drawn node by node, so that they fit; then it has to find that way or another."""
+    rng = Random(seed)
+    shapes = [pod_shape(n, (rng.randint(0, 2), rng.randint(1, 4))) for n in range(rng.randint(1, 3))]
+    free = [(rng.randint(0, 4), rng.randint(2, 12)) for _ in range(rng.randint(1, 12))]
+    counts = [0] * len(shapes)
+    for row in free:
+        left = list(row)
+        for _ in range(4):
+            n = rng.randrange(len(shapes))
+            if all(has >= asks for has, asks in zip(left, shapes[n].vector, strict=True)):
+                left = [has - asks for has, asks in zip(left, shapes[n].vector, strict=True)]
+                counts[n] += 1
+    wants = [(shape, count) for shape, count in zip(shapes, counts, strict=True) if count]
+    if wants:
+        found = balance(free, wants, list(range(len(free))))
+        assert found is not None
+        assert [sum(spread.values()) for spread in found] == [count for _, count in wants]
+        for i, row in enumerate(free):
+            used = [
+                sum(
+                    spread.get(i, 0) * shape.vector[r]
+                    for (shape, _), spread in zip(wants, found, strict=True)
+                )
+                for r in (0, 1)
+            ]
+            assert all(has >= takes for has, takes in zip(row, used, strict=True))
