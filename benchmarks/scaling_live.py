@@ -43,9 +43,10 @@ from operator_scale import Operator, create
 
 TARGET_PERCENT = 5.0
 NODE_CPU, NODE_GPU = 64, 8
-INTERVAL = 20  # real seconds between two decisions
+INTERVAL = 120  # of the trace's seconds between two decisions
 START_SECONDS = 1.5  # real: until a job that starts trains, and until its end is seen
 RESIZE_SECONDS = 1.0  # real: what a job loses while members come that it could use already
+LARGEST_STEP = 16
 SEED = 0  # of the trace's speeds
 
 
@@ -64,8 +65,9 @@ def simulate(path: Path, policy: str, nodes: int, speedup: float) -> dict[str, A
     command = [
         sys.executable, "-m", "dl2", "simulate", "--trace", str(path), "--policy", policy, "--nodes", str(nodes),
         "--node-cpu", str(NODE_CPU), "--node-gpu", str(NODE_GPU), "--seed", str(SEED), "--clock", "operator",
-        "--interval", str(INTERVAL * speedup), "--start-up", str(START_SECONDS * speedup),
-        "--resize", str(RESIZE_SECONDS * speedup), "--json",
+        "--interval", str(INTERVAL), "--start-up", str(START_SECONDS * speedup),
+        "--resize", str(RESIZE_SECONDS * speedup), "--cooldown", "0", "--max-scale-step", str(LARGEST_STEP),
+        "--min-gain-percent", "0", "--json",
     ]  # fmt: skip
     answer = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     return dict(json.loads(answer.stdout))
@@ -101,12 +103,14 @@ async def play(
         str(SEED),
     )  # fmt: skip
     capacity = {"cpu": {"max": "1M"}, GPU: {"max": "1M"}}
-    guardrails = {"minGainPercent": 0, "maxScaleStep": 16}
+    guardrails = {"minGainPercent": 0, "maxScaleStep": LARGEST_STEP}
     async with KubeClient(Credentials(str(cluster.kubeconfig))) as client:
         await create(client, TENANT_QUEUES, manifest(names.TENANT_QUEUE, "default", {"resources": capacity}))
         with operator.running():
             cluster.processes.ensure(ProcessSpec(name="trainer-simulator", argv=simulator))
-            decides = scaling_policy(champion=policy, intervalSeconds=INTERVAL, guardrails=guardrails)
+            decides = scaling_policy(
+                champion=policy, intervalSeconds=round(INTERVAL / speedup), guardrails=guardrails
+            )
             await create(client, SCALING_POLICIES, decides)
             await asyncio.sleep(5)
             began = time.monotonic()
@@ -150,7 +154,7 @@ def main() -> None:
     parser.add_argument("--policy", default="drf")
     parser.add_argument("--jobs", type=int, default=300)
     parser.add_argument("--nodes", type=int, default=200)
-    parser.add_argument("--speedup", type=float, default=6.0)
+    parser.add_argument("--speedup", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=1, help="which trace is drawn")
     parser.add_argument("--table", type=Path, help="write a CSV of all jobs to this file")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
