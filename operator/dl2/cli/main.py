@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 import typer
@@ -10,6 +11,9 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from dl2 import compiled
+
+# Before numpy comes: its threads only wait for each other over matrices as small as ours, and take other people's cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 _COMMANDS = {
     "run": ("dl2.cli.run", "Run the operator."),
