@@ -320,7 +320,8 @@ def _wait(view: GroupView, status: dict[str, Any], decision: Decision, rejected:
     if decision.passed_over and not status["passedOverSince"]:
         status["passedOverSince"] = format_time(view.now)
     if reason is Reason.BACKING_OFF and status["requeueAt"]:  # a moment, not a countdown: it is written once
-        message = f"evicted {status['evictions'] or 0} times; tries again at {status['requeueAt']}"
+        often = status["evictions"] or 0
+        message = f"evicted {often} time{'s' if often != 1 else ''}; tries again at {status['requeueAt']}"
     if rejected:
         message = f"{message}; {rejected[0]}"
     _set(view, status, GroupCondition.QUOTA_RESERVED, False, str(reason), message)

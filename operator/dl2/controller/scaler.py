@@ -77,7 +77,7 @@ class Seat:
         try:
             self.policy = load_policy(name)
         except Exception as exc:  # a broken plug-in or checkpoint must not stop the loop
-            self.error = f"{name} cannot be loaded: {exc}"[:500]
+            self.error = f"cannot be loaded: {exc}"[:500]
 
 
 class Scaler:
