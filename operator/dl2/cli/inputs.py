@@ -28,6 +28,8 @@ from dl2.controller.manifests import BadInput, Manifest, objects
 
 _LISTED = (TENANT_QUEUES, POD_GROUPS, DL_JOBS, NODES, PODS, PRIORITY_CLASSES, NAMESPACES, NODE_TOPOLOGIES)
 
+_SUFFIXES = (".json", ".yaml", ".yml")
+
 
 class _Loader(yaml.CSafeLoader):
     """Plain data only, and times stay the text that manifests mean."""
@@ -46,6 +48,18 @@ def moment(text: str | None) -> float:
 
 
 def from_file(path: str) -> Iterator[Manifest]:
+    """The objects of a file, of standard input ("-"), or of a folder's files in the order of their names, as kubectl
+    reads them (subfolders are not). Raises BadInput.
+    """
+    if Path(path).is_dir():
+        files = sorted(file for file in Path(path).iterdir() if file.suffix in _SUFFIXES and file.is_file())
+        if not files:
+            raise BadInput(
+                f"{path}: holds no {', '.join(_SUFFIXES)} file; name a file of YAML or JSON manifests"
+            )
+        for file in files:
+            yield from from_file(str(file))
+        return
     source = "standard input" if path == "-" else path
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")

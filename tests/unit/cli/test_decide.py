@@ -134,6 +134,23 @@ def test_what_is_being_deleted_starts_nothing_and_takes_nothing(going: str) -> N
     }
 
 
+def test_a_folder_is_its_manifests(tmp_path: Path) -> None:
+    for name, text in {
+        "a.yaml": QUEUES,
+        "b.yml": NODE,
+        "c.yaml": group("g", "b", 1, 1),
+        "README.md": "no manifest",
+    }.items():
+        (tmp_path / name).write_text(text)
+    shown = CliRunner().invoke(app, ["-f", str(tmp_path), "-o", "json"])
+    assert plan(shown)["g"]["action"] == "Admit"
+
+
+def test_a_folder_without_manifests_is_bad_input(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(app, ["-f", str(tmp_path)])
+    assert (shown.exit_code, "holds no .json, .yaml, .yml file" in shown.output) == (2, True)
+
+
 def test_lists_are_opened() -> None:
     item = {
         "metadata": {"name": "g", "namespace": "x"},
