@@ -15,6 +15,7 @@ command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 python3 -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null || missing="$missing python3-dev"
 if [ "${1-}" = torch ]; then
     /usr/bin/python3 -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' 2>/dev/null || missing="$missing python3-torch"
+    /usr/bin/python3 -c 'import ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv"
 fi
 
 [ -n "$missing" ] || exit 0
