@@ -12,7 +12,7 @@ import os
 import statistics
 import time
 
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as the program `dl2` has it
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the program `dl2` has it
 
 import numpy as np
 

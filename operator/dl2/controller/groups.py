@@ -20,6 +20,7 @@ from dl2.cluster.resources import POD_GROUPS, PODS
 from dl2.cluster.store import Entry
 from dl2.controller import intake
 from dl2.controller.outcome import Notice, Outcome, put_status
+from dl2.scheduling.explain import evicted
 from dl2.scheduling.items import leaving_first
 from dl2.scheduling.plan import Action, Decision, Reason
 from dl2.scheduling.quantities import format_quantity
@@ -320,8 +321,7 @@ def _wait(view: GroupView, status: dict[str, Any], decision: Decision, rejected:
     if decision.passed_over and not status["passedOverSince"]:
         status["passedOverSince"] = format_time(view.now)
     if reason is Reason.BACKING_OFF and status["requeueAt"]:  # a moment, not a countdown: it is written once
-        often = status["evictions"] or 0
-        message = f"evicted {often} time{'s' if often != 1 else ''}; tries again at {status['requeueAt']}"
+        message = f"{evicted(status['evictions'] or 0)}; tries again at {status['requeueAt']}"
     if rejected:
         message = f"{message}; {rejected[0]}"
     _set(view, status, GroupCondition.QUOTA_RESERVED, False, str(reason), message)

@@ -94,6 +94,9 @@ class Inventory:
         for manifest in latest.values():
             self._by_kind.setdefault(manifest.raw["kind"], []).append(manifest)
         self._now = now
+        self._going_namespaces = {
+            m.raw["metadata"]["name"] for m in self._of("Namespace") if _is_deleted(m.raw)
+        }
         order = [m for kind in (names.TENANT_QUEUE, names.POD_GROUP, names.DL_JOB) for m in self._of(kind)]
         self._order = {id(m.raw): now - (len(order) - i) * _STEP for i, m in enumerate(order)}
 
@@ -195,32 +198,25 @@ class Inventory:
         """What is being deleted starts nothing and holds what its pods hold; without pods it is as good as gone."""
         going = any(each is not None and self._is_going(each.raw) for each in (manifest, job))
         if pods or not going:
-            found = self._group(group, manifest, pods, classes, job)
+            status = manifest.raw.get("status") or {} if manifest.raw["kind"] == names.POD_GROUP else {}
+            end = ((job.raw.get("status") or {}) if job else {}).get("estimatedCompletion")
+            found = intake.read_group(
+                group,
+                status,
+                pods,
+                classes,
+                expected_end=parse_time(end) if end else None,
+                created=self._created(manifest.raw),
+            )
             yield replace(found, suspend=found.suspend or going)
 
     def _is_going(self, raw: Raw) -> bool:
         """Is it, or its namespace, being deleted?"""
-        above = (m.raw for m in self._of("Namespace") if m.raw["metadata"]["name"] == _namespace(raw))
-        return any(each["metadata"].get("deletionTimestamp") for each in (raw, *above))
+        return _is_deleted(raw) or _namespace(raw) in self._going_namespaces
 
-    def _group(
-        self,
-        group: PodGroup,
-        manifest: Manifest,
-        pods: list[PodRecord],
-        classes: intake.Priorities,
-        job: Manifest | None,
-    ) -> Group:
-        status = manifest.raw.get("status") or {} if manifest.raw["kind"] == names.POD_GROUP else {}
-        end = ((job.raw.get("status") or {}) if job else {}).get("estimatedCompletion")
-        return intake.read_group(
-            group,
-            status,
-            pods,
-            classes,
-            expected_end=parse_time(end) if end else None,
-            created=self._created(manifest.raw),
-        )
+
+def _is_deleted(raw: Raw) -> bool:
+    return bool(raw["metadata"].get("deletionTimestamp"))
 
 
 def _identity(raw: Raw) -> tuple[str, str, str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 import torch
 
@@ -30,7 +31,9 @@ from dl2.scaling.agent import network
 from dl2.scaling.agent.policy import Memory, Sight, act
 from dl2.scaling.envelope import CONCAVITY, LENGTH, hulls, value_of
 from dl2.scaling.interface import STOPPED, Observation, Scale
-from dl2.scaling.lattice import Floats, Ints, Masks
+from dl2.scaling.lattice import Floats, Ints
+
+Masks = npt.NDArray[np.bool_]
 
 _SHARPNESS = 3.0  # a step twice as steep is so many doublings more likely
 _EVERY = 4  # decisions of an episode: those in between say the same

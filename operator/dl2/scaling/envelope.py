@@ -232,10 +232,10 @@ def _front(value: Floats, cost: Floats) -> tuple[Floats, Floats, Ints]:
 
     Padded with shapes that cost more than there is. Rows of equal costs are sorted once.
     """
-    kinds: dict[bytes, int] = {}
-    kind = [kinds.setdefault(row.tobytes(), len(kinds)) for row in cost]
-    first = [kind.index(n) for n in range(len(kinds))]
-    order = np.argsort(cost[first], axis=1, kind="stable")[kind]
+    first: dict[bytes, int] = {}  # row of each kind of costs
+    of = [first.setdefault(row.tobytes(), n) for n, row in enumerate(cost)]
+    kind = {row: n for n, row in enumerate(first.values())}
+    order = np.argsort(cost[list(kind)], axis=1, kind="stable")[[kind[row] for row in of]]
     ordered = np.take_along_axis(value, order, axis=1)
     top = np.maximum.accumulate(ordered, axis=1)
     front = ordered > np.concatenate([np.zeros((len(value), 1)), top[:, :-1]], axis=1)

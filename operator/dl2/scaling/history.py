@@ -19,10 +19,8 @@ MOST_KINDS = 512  # unlabelled jobs are kinds of their own; the ones unused for 
 _LATEST = 64  # samples of a kind that can be told one by one
 _RECENT = 12.0  # a shape's mean forgets samples older than about so many, to follow drift
 _FASTEST = 1e9  # epochs a second: nothing trains faster, whatever is told
-_KNOWN, _STEP = (
-    3.0,
-    math.log(2.0),
-)  # from so many samples at a shape on, one more moves its mean as if it were so far off
+_KNOWN = 3.0  # from so many samples at a shape on,
+_STEP = math.log(2.0)  # one more moves its mean as if it were no further off than this
 
 
 @dataclass(slots=True)

@@ -12,7 +12,6 @@ from dl2.scaling.interface import Scale
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Masks = npt.NDArray[np.bool_]
 
 WORKERS = (*range(1, 17), 20, 24, 32, 40, 48, 64, 96, 128, 192, 256)
 SERVERS = (0, *WORKERS)

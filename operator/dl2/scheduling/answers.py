@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import overload
 
 from dl2.scheduling.estimates import Estimates
-from dl2.scheduling.explain import Answer, Blocked, asking
+from dl2.scheduling.explain import Answer, Blocked, asking, evicted
 from dl2.scheduling.items import Item, Order
 from dl2.scheduling.plan import Action, Decision, MemberPlan, Reason
 from dl2.scheduling.settings import Settings
@@ -137,8 +137,7 @@ class Answers(Sequence[Decision]):
         group = item.group
         if group.requeue_at > self._now:
             seconds = round(group.requeue_at - self._now)
-            often = f"{group.evictions} time{'s' if group.evictions != 1 else ''}"
-            return Reason.BACKING_OFF, f"evicted {often}; tries again in {seconds} s"
+            return Reason.BACKING_OFF, f"{evicted(group.evictions)}; tries again in {seconds} s"
         if item.key in self._runs:
             return Reason.WAITING_FOR_PREEMPTION, f"{asking(self._resources, item.needs)}; {_PROMISED}"
         kind = item.leaf.index, item.shape.number

@@ -111,6 +111,11 @@ class Held:
         return Reason.RESERVED, f"{self.needs}; what is free is kept for {self.head}{when}"
 
 
+def evicted(times: int) -> str:
+    """How a group that backs off is told so."""
+    return f"evicted {times} time{'s' if times != 1 else ''}"
+
+
 def asking(resources: Sequence[str], vector: Vector) -> str:
     """What a group asks for, as the messages begin."""
     return f"needs {_listed(dict(zip(resources, vector, strict=True)))}"

@@ -28,12 +28,7 @@ def solve(free: Sequence[Vector], wants: Sequence[Want], nodes: Sequence[int]) -
         if at == len(nodes) or budget[0] < 0:
             return False
         shape, row = wants[kind][0], left[at]
-        most = (
-            min((row[r] // amount for r, amount in shape.takes), default=count)
-            if shape.may_run[nodes[at]]
-            else 0
-        )
-        for pods in range(max(0, min(most, count)), -1, -1):
+        for pods in range(_most(row, shape, nodes[at], count), -1, -1):
             _add(row, shape, -pods)
             if put(kind, at + 1, count - pods):
                 if pods:
@@ -43,6 +38,13 @@ def solve(free: Sequence[Vector], wants: Sequence[Want], nodes: Sequence[int]) -
         return False
 
     return spreads if put(0, 0, wants[0][1]) else None
+
+
+def _most(row: Sequence[int], shape: PodShape, node: int, limit: int) -> int:
+    """How many pods of a kind `node` holds with `row` free, `limit` at most."""
+    if not shape.may_run[node]:
+        return 0
+    return max(0, min([row[r] // amount for r, amount in shape.takes] + [limit]))
 
 
 def _add(row: list[int], shape: PodShape, pods: int) -> None:
@@ -66,15 +68,17 @@ def balance(free: Sequence[Vector], wants: Sequence[Want], nodes: Sequence[int])
     for row, node in zip(free, nodes, strict=True):
         found, way = dict(best), {}
         for pods in _on_one(list(row), shapes, node, (*few, most)):
+            budget -= len(best)
+            if budget < 0:
+                return None
             for placed, last in best.items():
-                budget -= 1
                 to = tuple(map(sum, zip(placed, pods[:-1], strict=True)))
                 total = min(most, last + pods[-1])
                 if all(map(int.__le__, to, few)) and total > found.get(to, -1):
                     found[to], way[to] = total, (placed, pods)
         best = found
         ways.append(way)
-        if best.get(few) == most or budget < 0:
+        if best.get(few) == most:
             break
     return _walked_back(ways, order, few, most, nodes) if best.get(few) == most else None
 
@@ -83,12 +87,11 @@ def _on_one(
     row: list[int], shapes: Sequence[PodShape], node: int, limits: Sequence[int]
 ) -> Iterator[tuple[int, ...]]:
     """What one node holds: any number of pods of each kind but the last, as many as fit of that."""
-    shape = shapes[0]
-    most = min([row[r] // amount for r, amount in shape.takes] + [limits[0]]) if shape.may_run[node] else 0
+    shape, most = shapes[0], _most(row, shapes[0], node, limits[0])
     if len(shapes) == 1:
-        yield (max(0, most),)
+        yield (most,)
         return
-    for pods in range(max(0, most) + 1):
+    for pods in range(most + 1):
         rest = row[:]
         _add(rest, shape, -pods)
         for others in _on_one(rest, shapes[1:], node, limits[1:]):

@@ -10,7 +10,7 @@ from dl2.scheduling.items import Counts, Item
 from dl2.scheduling.plan import Reason
 from dl2.scheduling.rights import Right, Rights, may_reclaim
 from dl2.scheduling.snapshot import Key, Preemption
-from dl2.scheduling.state import Losers
+from dl2.scheduling.state import Line, Losers
 from dl2.scheduling.tree import TreeNode, Vector
 from dl2.scheduling.work import Spreads, Work
 
@@ -117,24 +117,26 @@ class Room:
         The asker may be larger than those of its queue that it replaces, and lift the queue above the share of a group
         that waits elsewhere: that one, which had no right to what was there before, would take the room from it.
         """
-        rights, state = hunt.rights, self.work.state
-        asker, used = rights.asker, state.future.used
         hunt.lift()
-        falls = False
-        for line in state.lines.values():
-            if falls or line.leaf is asker.leaf or line.leaf.queue is None:
-                continue
-            fork = state.tree.fork(line.leaf, asker.leaf)
-            holds = state.tree.weighted_share(fork.theirs, used[fork.theirs.index], rights.vector)
-            for waiting in line.waiting.values():
-                other = next((item for _, item in waiting if item.key not in self.work.runs), None)
-                if other is None or not may_reclaim(other, asker):
-                    continue
-                asks = state.tree.weighted_share(fork.mine, used[fork.mine.index], other.needs)
-                if asks < holds and self.work.fits(other, other.asks):
-                    falls = True
-                    break
+        lines = self.work.state.lines.values()
+        falls = any(self._would_take(line, hunt.rights) for line in lines if line.leaf.queue is not None)
         return not hunt.fits(force=True) or falls
+
+    def _would_take(self, line: Line, rights: Rights) -> bool:
+        """Would anybody who waits in a line take the asker's room by fairness?"""
+        tree, used, asker = self.work.state.tree, self.work.state.future.used, rights.asker
+        if line.leaf is asker.leaf:
+            return False
+        fork = tree.fork(line.leaf, asker.leaf)
+        holds = tree.weighted_share(fork.theirs, used[fork.theirs.index], rights.vector)
+        for waiting in line.waiting.values():
+            other = next((item for _, item in waiting if item.key not in self.work.runs), None)
+            if other is None or not may_reclaim(other, asker):
+                continue
+            asks = tree.weighted_share(fork.mine, used[fork.mine.index], other.needs)
+            if asks < holds and self.work.fits(other, other.asks):
+                return True
+        return False
 
     def _losers(self, rights: Rights) -> list[TreeNode]:
         """Leaves that run something the asker has a right to, as far as shares and priorities tell."""
