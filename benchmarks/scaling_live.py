@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--policy", default="drf")
     parser.add_argument("--jobs", type=int, default=300)
     parser.add_argument("--nodes", type=int, default=200)
-    parser.add_argument("--speedup", type=float, default=3.0)
+    parser.add_argument("--speedup", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=1, help="which trace is drawn")
     parser.add_argument("--table", type=Path, help="write a CSV of all jobs to this file")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")

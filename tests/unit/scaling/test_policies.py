@@ -165,12 +165,13 @@ def test_srpt_gain_feeds_who_scales_and_is_short() -> None:
     assert answer == {"flat": Scale(1, 1), "scales": Scale(7, 7)}
 
 
-def test_optimus_takes_one_step_at_a_time_and_stops_where_none_helps() -> None:
+@pytest.mark.parametrize(("dip", "workers"), [(3, 6), (6, 2)])
+def test_optimus_leaps_over_a_short_dip_and_stops_at_a_long_one(dip: int, workers: int) -> None:
     def speeds(view: JobView, scale: Scale) -> float:
-        return {1: 1.0, 2: 2.0, 3: 1.5, 4: 1.5}.get(scale.workers, 9.0) + 0.0 * scale.servers
+        return {1: 1.0, 2: 2.0}.get(scale.workers, 1.5 if scale.workers < 3 + dip else 9.0)
 
-    world = seen(job(), on=nodes(8))
-    assert load_policy("optimus-oracle", speeds=speeds).allocate(world) == {"a": Scale(2, 1)}
+    world = seen(job(), on=nodes(12))
+    assert load_policy("optimus-oracle", speeds=speeds).allocate(world) == {"a": Scale(workers, 1)}
 
 
 def test_envelope_jumps_over_the_dip_that_stops_single_steps() -> None:

@@ -12,7 +12,6 @@ from dl2.scaling import JobView, Scale, SpeedSample
 from dl2.scaling.beliefs import Measured
 from dl2.scaling.history import History, kind_of
 from dl2.scaling.lattice import SERVERS, SIZE, WORKERS, nearest, shapes_between
-from dl2.scaling.optimusmodel import fit, non_negative
 from dl2.scaling.surfaces import Surfaces
 from tests.unit.scaling.worlds import job, seen
 
@@ -139,22 +138,3 @@ def test_every_lattice_number_is_its_own_neighbour(axis: tuple[int, ...]) -> Non
 def test_bounds_that_are_not_on_the_lattice_are_shapes_all_the_same() -> None:
     shapes = shapes_between(Scale(17, 3), Scale(19, 3))
     assert {shapes.scale(i) for i in range(len(shapes.points))} == {Scale(17, 3), Scale(19, 3)}
-
-
-def test_non_negative_least_squares_holds_back_what_would_be_negative() -> None:
-    gram, pull = np.array([[2.0, 1.0], [1.0, 2.0]]), np.array([3.0, -1.0])
-    assert non_negative(gram, pull) == pytest.approx([1.5, 0.0])
-
-
-def test_optimus_fits_a_speed_of_its_own_form() -> None:
-    def seconds(scale: Scale) -> float:
-        return 600 / scale.workers + 50 + 80 * scale.workers / scale.servers
-
-    samples = tuple(SpeedSample(s, 1 / seconds(s), 60.0 * n) for n, s in enumerate(MANY * 3))
-    history = History()
-    history.take_in(seen(job(samples=samples)))
-    (kind,) = history.kinds.values()
-    theta = fit(kind)
-    for scale in (Scale(3, 5), Scale(7, 2)):
-        w, p = scale
-        assert theta @ [1 / w, 1, w / p, w, p] == pytest.approx(seconds(scale), rel=0.05)

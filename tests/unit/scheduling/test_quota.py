@@ -375,6 +375,14 @@ def test_overcommitted_guarantees_shrink_in_proportion_and_say_so():
     assert "guaranteed 16 nvidia.com/gpu; the cluster has 8" in plan.queues["a"].overcommitted
 
 
+def test_overcommitted_guarantees_do_not_let_anybody_take_what_lies_within_anothers_min():
+    running = [run(f"a/{n}", on={"n1": 1}) for n in range(8)]
+    asking = [g(f"b/{n}") for n in range(8)]
+    full = World([q("a", min=8), q("b", min=8)], nodes(1), [*running, *asking])
+    half = World([q("a", min=4), q("b", min=8)], nodes(1), [*running, *asking])
+    assert [sum(key.startswith("a/") for key in world.settled()) for world in (full, half)] == [8, 4]
+
+
 def test_a_parent_that_guarantees_less_than_its_children_is_overcommitted():
     plan = World([q("r", min=2), q("a", "r", min=2), q("b", "r", min=2)], nodes(1)).plan()
     assert "4 nvidia.com/gpu together, but its own min is 2" in plan.queues["r"].overcommitted
