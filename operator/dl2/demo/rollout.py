@@ -23,7 +23,7 @@ from dl2.demo.workload import NAMESPACE, Manifest, Wave, example
 
 SEED = 11
 JOBS = 12
-MODELS = ("lstm", "resnet50")  # in turn: one soon trains no faster with more workers, one does for long
+MODELS = ("lstm", "resnet50")  # in turn: one soon trains slower with more workers, one faster for long
 POLICY = "demo"
 CHAMPION, CHALLENGER = "drf", "dl2"
 BORROWER, OWNER = "speech", "vision"  # queues: the first borrows what is guaranteed to the second
@@ -48,7 +48,7 @@ def waves(act: str) -> tuple[Wave, ...]:
     draw = random.Random(SEED)
     arrivals = []
     for n in range(JOBS):
-        steps = min(int(150 * draw.paretovariate(1.3)), 400)
+        steps = min(int(130 * draw.paretovariate(1.3)), 220)
         arrivals.append(Wave(1.5 * n, (_job(f"{act}-{n + 1}", BORROWER, steps, MODELS[n % len(MODELS)]),)))
     gang = _job(f"{act}-owner", OWNER, 150, MODELS[-1])
     gang["spec"]["workers"] |= {"min": 10, "max": 10}

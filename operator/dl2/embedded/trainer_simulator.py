@@ -46,7 +46,7 @@ class Costs(NamedTuple):
 # Chosen so that a small job finishes within a demonstration; they describe no real model. One label stands for networks
 # that more workers soon slow down.
 USUAL = Costs(0.2, 0.01, 0.002)
-COSTS = {"lstm": Costs(0.12, 0.06, 0.004)}
+COSTS = {"lstm": Costs(0.07, 0.03, 0.025)}
 
 
 def steps_per_second(workers: int, servers: int, model: str = "") -> float:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from dl2.learning.simulator import Settings
+from dl2.learning.simulator import Clock, Settings
 from dl2.learning.workload import GPU, Recipe, Workload, draw
 from dl2.scheduling.snapshot import Limits, Queue
 
@@ -121,6 +121,11 @@ def _suites() -> dict[str, Suite]:
             "slotted-unlabelled",
             "the same without labels",
             tuple((replace(recipe, unlabelled=1.0), quiet) for recipe in _SLOTTED_VARIANTS),
+        ),
+        Suite(
+            "guarded",
+            "slotted as in the operator: jobs start in between, guardrails as they are by default",
+            tuple((recipe, Settings(clock=Clock.OPERATOR)) for recipe in _SLOTTED_VARIANTS),
         ),
         Suite(
             "slotted-alone",

@@ -30,10 +30,15 @@ class Belief(NamedTuple):
 
     def at(self, scale: Scale) -> float:
         """Believed speed at the shape nearest to `scale`; 0 for a job that does not run."""
-        if scale.workers <= 0:
-            return 0.0
+        return float(self.speed[self._nearest(scale)]) if scale.workers > 0 else 0.0
+
+    def hoped(self, scale: Scale) -> float:
+        """One standard deviation more than `at`: much more only where nobody has measured."""
+        return self.at(scale) * float(np.exp(self.deviation[self._nearest(scale)]))
+
+    def _nearest(self, scale: Scale) -> int:
         off = np.abs(self.shapes.workers - scale.workers) + np.abs(self.shapes.servers - scale.servers)
-        return float(self.speed[int(np.argmin(off))])
+        return int(np.argmin(off))
 
 
 class Source(Protocol):

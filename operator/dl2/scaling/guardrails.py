@@ -1,8 +1,8 @@
 """What of a scaling policy's answer is done: one verdict for each job. Pure.
 
 A policy may be new, wrong or eager. Whatever it asks for, a running job keeps at least its minimum, changes by no more
-than the largest step, not again before its cooldown is over, only where the believed gain is worth the pause that
-resizing costs it, and grows only inside what its queue may hold.
+than the largest step, not again before its cooldown is over, only where the gain that can be hoped for is worth the pause
+that resizing costs it, and grows only inside what its queue may hold.
 """
 
 from __future__ import annotations
@@ -140,18 +140,24 @@ def _reason_to_wait(
 def _reason_against(
     job: JobView, step: Scale, belief: Belief | None, restraint: Restraint, limits: Limits
 ) -> tuple[Ruling, str] | None:
-    """Growing must be worth it. Whoever shrinks does so for others."""
+    """Growing must be worth it. Whoever shrinks does so for others.
+
+    What nobody has measured gets the benefit of the doubt: else a mistaken belief would never be put right.
+    """
     grows = step.workers > job.current.workers or step.servers > job.current.servers
     if not grows or belief is None:
         return None
-    before, after = belief.at(job.current), belief.at(step)
+    before, after = belief.at(job.current), belief.hoped(step)
     gain = after / before - 1.0 if before > 0 else 1.0
     if gain < limits.gain:
-        return Ruling.SMALL_GAIN, f"promises {gain:+.1%} of speed, less than {limits.gain:.0%}"
+        return Ruling.SMALL_GAIN, f"promises {gain:+.1%} of speed at best, less than {limits.gain:.0%}"
     if before > 0 and restraint.pause > 0:
         saved = remaining(job) * (1.0 / before - 1.0 / after)
         if saved <= restraint.pause:
-            return Ruling.NOT_WORTH_PAUSE, f"saves {saved:.1f} s and costs a pause of {restraint.pause:.1f} s"
+            return (
+                Ruling.NOT_WORTH_PAUSE,
+                f"saves {saved:.1f} s at best and costs a pause of {restraint.pause:.1f} s",
+            )
     return None
 
 

@@ -25,11 +25,11 @@ def seen(*jobs: JobView, cpu: int | None = None) -> Observation:
     return Observation(now=100.0, interval=60.0, jobs=jobs, nodes=(), budgets=budgets)
 
 
-def belief(per_pod: float, base: float = 0.01) -> Belief:
+def belief(per_pod: float, base: float = 0.01, deviation: float = 0.0) -> Belief:
     """Speed `base` at two workers and one server, and `per_pod` of it more with each further pod."""
     shapes = shapes_between(Scale(1, 1), Scale(16, 16))
     speed = base * (1.0 + per_pod * (shapes.workers + shapes.servers - 3))
-    return Belief(shapes, np.maximum(speed, 1e-9), np.zeros(len(speed)), 1.0)
+    return Belief(shapes, np.maximum(speed, 1e-9), np.full(len(speed), deviation), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,25 @@ def test_a_running_job_is_given(
 ) -> None:
     verdict = guard(seen(JOB), {"job": asked}, {"job": belief(per_pod)}, {"job": restraint}, LIMITS)["job"]
     assert (verdict.asked, verdict.given, verdict.ruling) == (asked, given, ruling)
+
+
+@pytest.mark.parametrize(
+    ("per_pod", "pause", "given", "ruling"),
+    [
+        (0.0, 0.0, Scale(3, 1), Ruling.AS_ASKED),
+        (-0.1, 0.0, Scale(3, 1), Ruling.AS_ASKED),
+        (-0.3, 0.0, JOB.current, Ruling.SMALL_GAIN),
+        (0.0, 1.0, Scale(3, 1), Ruling.AS_ASKED),
+        (0.0, 1_000.0, JOB.current, Ruling.NOT_WORTH_PAUSE),
+    ],
+)
+def test_a_shape_that_nobody_has_measured_may_be_tried_while_there_is_hope(
+    per_pod: float, pause: float, given: Scale, ruling: Ruling
+) -> None:
+    """Twenty percent more than is expected of it is one standard deviation; 50 epochs of 100 s are left."""
+    unsure = {"job": belief(per_pod, deviation=float(np.log(1.2)))}
+    verdict = guard(seen(JOB), {"job": Scale(3, 1)}, unsure, {"job": Restraint(pause=pause)}, LIMITS)["job"]
+    assert (verdict.given, verdict.ruling) == (given, ruling)
 
 
 @pytest.mark.parametrize(
