@@ -70,8 +70,8 @@ def test_a_lost_worker_restarts_the_job_from_its_checkpoint(
     cluster.kubectl("delete", "pod", "-n", team, "digits-worker-1", "--grace-period=0", "--force")
     status = await_state(cluster, team, "digits", "Succeeded")["status"]
     assert (status["attempt"], status["restarts"]) == (1, 0)
-    after = pods(cluster, team)
-    assert before.keys() == after.keys()
+    after = pods(cluster, team)  # without servers that still ran when the workers had ended
+    assert {"digits-worker-0", "digits-worker-1"} <= after.keys() <= before.keys()
     assert not set(before.values()) & set(after.values())
     begin = cluster.kubectl("logs", "-n", team, "digits-worker-0").partition("from step ")[2]
     assert int(begin.split()[0]) >= 100

@@ -5,6 +5,7 @@ Times are seconds, amounts are integers in a resource's smallest unit (see `dl2.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -60,13 +61,21 @@ class NodeView:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """All that a decision may depend on. `budgets`: per queue, what its jobs may hold in all; empty: no limit."""
+    """All that a decision may depend on. `budgets`: per queue, what its jobs may hold in all; empty: no limit.
+
+    Raises ValueError where two jobs have one id.
+    """
 
     now: float
     interval: float
     jobs: tuple[JobView, ...]
     nodes: tuple[NodeView, ...]
     budgets: Mapping[str, Mapping[str, int]]
+
+    def __post_init__(self) -> None:
+        ids = Counter(job.id for job in self.jobs)
+        if len(ids) < len(self.jobs):
+            raise ValueError(f'two jobs have the id "{ids.most_common(1)[0][0]}"; give each its own')
 
 
 @runtime_checkable

@@ -16,7 +16,7 @@ from dl2.scaling.agent import SHIPPED, Agent, CheckpointError
 from dl2.scaling.agent.checkpoint import read, save
 from dl2.scaling.agent.features import CLUSTER, FEATURES
 from dl2.scaling.agent.meters import PauseMeter
-from dl2.scaling.agent.network import OUTPUTS, forward, initial
+from dl2.scaling.agent.network import OUTPUTS, SHAPES, forward, initial
 from dl2.scaling.beliefs import Blinkers, Measured
 from dl2.scaling.lattice import Floats
 from tests.unit.scaling.worlds import job, nodes, random_observation, seen
@@ -102,12 +102,16 @@ def test_checkpoints_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     save_file({"x": np.zeros(3)}, other)
     partial = tmp_path / "part.safetensors"
     save_file({"x": np.zeros(3)}, partial, metadata={"dl2": '{"features": 1}'})
+    whole = tmp_path / "whole.safetensors"
+    numbers = {name: np.zeros(shape, dtype=np.int32) for name, shape in SHAPES.items()}
+    save_file(numbers, whole, metadata={"dl2": '{"features": 1}'})
     for path, message in (
         (tmp_path / "none.safetensors", "no such file"),
         (broken, "damaged"),
         (old, "features version -1"),
         (other, "no dl2 header"),
         (partial, "embed1.weight"),
+        (whole, "no floating-point"),
     ):
         with pytest.raises(CheckpointError, match=message):
             load_policy(str(path))

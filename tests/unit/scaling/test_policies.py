@@ -206,6 +206,11 @@ def test_the_error_option_of_optimus_changes_what_it_believes() -> None:
     )
 
 
+def test_two_jobs_of_one_id_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match='two jobs have the id "a"'):
+        seen(job("a"), job("b"), job("a"), on=nodes(1))
+
+
 def test_samples_of_finished_jobs_serve_their_successors() -> None:
     """The first job found out that eight workers are slow; the next of its label does not try them again."""
     speeds = {Scale(w, 1): 1e-3 if w <= 2 else 1e-4 for w in range(1, 9)}

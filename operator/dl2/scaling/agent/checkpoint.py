@@ -42,10 +42,7 @@ def read(path: Path) -> tuple[dict[str, Floats], dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {}).get(_KEY, "null"))
-            found = {
-                name: np.asarray(file.get_tensor(name), dtype=np.float64)
-                for name in sorted(SHAPES.keys() & file.keys())
-            }
+            found = {name: file.get_tensor(name) for name in sorted(SHAPES.keys() & file.keys())}
     except (SafetensorError, OSError, ValueError) as exc:
         raise CheckpointError(
             f"{path}: damaged or no safetensors file ({exc}); fetch or train it anew"
@@ -57,11 +54,13 @@ def read(path: Path) -> tuple[dict[str, Floats], dict[str, Any]]:
             f"{path}: made for features version {header.get('features')}, this dl2 has {VERSION}; "
             "train it anew or install the dl2 that made it"
         )
-    wrong = sorted(name for name in {*SHAPES, *found} if _shape(found.get(name)) != SHAPES.get(name))
+    wrong = sorted(name for name, shape in SHAPES.items() if not _fits(found.get(name), shape))
     if wrong:
-        raise CheckpointError(f"{path}: {', '.join(wrong)} missing or of another shape; train it anew")
-    return found, header
+        raise CheckpointError(
+            f"{path}: {', '.join(wrong)} missing, of another shape or no floating-point numbers; train it anew"
+        )
+    return {name: array.astype(np.float64) for name, array in found.items()}, header
 
 
-def _shape(array: Floats | None) -> tuple[int, ...] | None:
-    return None if array is None else tuple(array.shape)
+def _fits(array: Floats | None, shape: tuple[int, ...]) -> bool:
+    return array is not None and array.shape == shape and array.dtype.kind == "f"
