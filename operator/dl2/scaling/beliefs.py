@@ -28,17 +28,15 @@ class Belief(NamedTuple):
     deviation: Floats
     samples: float
 
-    def at(self, scale: Scale) -> float:
-        """Believed speed at the shape nearest to `scale`; 0 for a job that does not run."""
-        return float(self.speed[self._nearest(scale)]) if scale.workers > 0 else 0.0
-
-    def hoped(self, scale: Scale) -> float:
-        """One standard deviation more than `at`: much more only where nobody has measured."""
-        return self.at(scale) * float(np.exp(self.deviation[self._nearest(scale)]))
-
-    def _nearest(self, scale: Scale) -> int:
+    def at(self, scale: Scale, deviations: float = 0.0) -> float:
+        """Believed speed at the shape nearest to `scale`, so many deviations above what is expected; 0 for a job that
+        does not run.
+        """
+        if scale.workers <= 0:
+            return 0.0
         off = np.abs(self.shapes.workers - scale.workers) + np.abs(self.shapes.servers - scale.servers)
-        return int(np.argmin(off))
+        nearest = int(np.argmin(off))
+        return float(self.speed[nearest] * np.exp(deviations * self.deviation[nearest]))
 
 
 class Source(Protocol):

@@ -59,6 +59,9 @@ class Restraint:
 
 
 _FREE = Restraint()
+_HOPE = (
+    1.0  # deviations that growth may lie above what is expected of it: many only where nobody has measured
+)
 
 
 def guard(
@@ -147,7 +150,7 @@ def _reason_against(
     grows = step.workers > job.current.workers or step.servers > job.current.servers
     if not grows or belief is None:
         return None
-    before, after = belief.at(job.current), belief.hoped(step)
+    before, after = belief.at(job.current), belief.at(step, deviations=_HOPE)
     gain = after / before - 1.0 if before > 0 else 1.0
     if gain < limits.gain:
         return Ruling.SMALL_GAIN, f"promises {gain:+.1%} of speed at best, less than {limits.gain:.0%}"

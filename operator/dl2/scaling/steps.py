@@ -99,7 +99,7 @@ def climb(
 ) -> dict[str, Scale]:
     """Minimums by `first`, largest first, then step by step by `gain` while it is above 0 and there is room.
 
-    Steps go to the next shape of the lattice (single pods up to 16). What does not fit is not asked again: room
+    Steps count along the lattice (single pods up to 16). What does not fit is not asked again: room
     only shrinks.
     """
     ladders = {job.id: Ladder(job, beliefs[job.id], room) for job in jobs if room.hosts(job)}
