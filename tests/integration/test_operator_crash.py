@@ -16,7 +16,7 @@ import pytest
 import urllib3
 
 from dl2.api import names
-from dl2.api.core import pod_requests
+from dl2.api.resources import pod_requests
 from dl2.cluster.client import Credentials, KubeClient
 from dl2.cluster.resync import Resync
 from dl2.cluster.store import Store

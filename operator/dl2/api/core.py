@@ -19,6 +19,7 @@ from dl2.api.names import (
     RELEASED,
     STATUS_URL,
 )
+from dl2.api.resources import container_requests, parse_quantities, pod_requests
 from dl2.scheduling.quantities import QuantityError, parse_quantity
 from dl2.scheduling.snapshot import EMPTY, Expression, Quantities, Taint, Term, Toleration
 
@@ -106,53 +107,6 @@ class ServiceRecord:
     resource_version: int
 
 
-def parse_quantities(raw: Raw | None) -> dict[str, int]:
-    """Resource list -> smallest units. Raises QuantityError naming the resource."""
-    return {name: parse_quantity(value, name) for name, value in (raw or {}).items()}
-
-
-def _largest(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
-    return {name: max(a.get(name, 0), b.get(name, 0)) for name in (*a, *b)}
-
-
-def _sum(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for part in parts:
-        for name, value in part.items():
-            total[name] = total.get(name, 0) + value
-    return total
-
-
-def _container_requests(container: Raw) -> dict[str, int]:
-    resources = container.get("resources") or {}
-    # a limit without a request is a request, as the API server defaults it
-    return parse_quantities({**(resources.get("limits") or {}), **(resources.get("requests") or {})})
-
-
-def pod_requests(spec: Raw) -> dict[str, int]:
-    """What kube-scheduler reserves for a pod: the larger of its running and its starting phase, plus overhead.
-
-    Containers add up; an init container needs its own requests beside the sidecars (restartPolicy Always)
-    started before it; pod-level requests replace the sum for the resources they name
-    (KEP-753 sidecar containers, KEP-2837 pod-level resources).
-    """
-    running = _sum(_container_requests(c) for c in spec.get("containers") or ())
-    sidecars: dict[str, int] = {}
-    starting: dict[str, int] = {}
-    for container in spec.get("initContainers") or ():
-        own = _container_requests(container)
-        if container.get("restartPolicy") == "Always":
-            sidecars = _sum((sidecars, own))
-            starting = _largest(starting, sidecars)
-        else:
-            starting = _largest(starting, _sum((sidecars, own)))
-    total = _largest(_sum((running, sidecars)), starting)
-    pod_level = (spec.get("resources") or {}).get("requests")
-    if pod_level:
-        total.update(parse_quantities(pod_level))
-    return _sum((total, parse_quantities(spec.get("overhead"))))
-
-
 _SHARED_REQUESTS: dict[tuple[tuple[str, int], ...], dict[str, int]] = {}
 
 
@@ -225,7 +179,7 @@ def parse_pod(raw: Raw) -> PodRecord:
         deleting=bool(meta.get("deletionTimestamp")),
         ip=status.get("podIP"),
         status_url=annotations.get(STATUS_URL),
-        requests=_interned(pod_requests(spec)),
+        requests=_interned(pod_requests(spec, status)),
         guaranteed=_is_guaranteed(spec, status),
         owner=_controller(meta),
         failure=_failure(status) if phase == "Failed" else "",
@@ -245,7 +199,7 @@ def _is_guaranteed(spec: Raw, status: Raw) -> bool:
     containers = [*(spec.get("containers") or ()), *(spec.get("initContainers") or ())]
     limits = [parse_quantities((c.get("resources") or {}).get("limits")) for c in containers]
     return bool(containers) and all(
-        limit.get("cpu") and limit.get("memory") and _container_requests(container) == limit
+        limit.get("cpu") and limit.get("memory") and container_requests(container) == limit
         for container, limit in zip(containers, limits, strict=True)
     )
 

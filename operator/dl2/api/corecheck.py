@@ -86,12 +86,21 @@ class _PodSpec(TypedDict):
     affinity: NotRequired[dict[str, Any] | None]
 
 
+class _ContainerStatus(TypedDict):
+    name: NotRequired[str]
+    state: NotRequired[dict[str, dict[str, Any] | None] | None]
+    allocatedResources: NotRequired[_Quantities | None]
+    resources: NotRequired[_Resources | None]
+
+
 class _PodStatus(TypedDict):
     phase: NotRequired[str | None]
     qosClass: NotRequired[str | None]
     conditions: NotRequired[list[_Condition] | None]
-    containerStatuses: NotRequired[list[dict[str, Any]] | None]
-    initContainerStatuses: NotRequired[list[dict[str, Any]] | None]
+    containerStatuses: NotRequired[list[_ContainerStatus] | None]
+    initContainerStatuses: NotRequired[list[_ContainerStatus] | None]
+    allocatedResources: NotRequired[_Quantities | None]
+    resources: NotRequired[_Resources | None]
 
 
 class _Pod(TypedDict):

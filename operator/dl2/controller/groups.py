@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dl2.api import PodGroup, conditions, core, names
+from dl2.api import PodGroup, conditions, names
 from dl2.api.conditions import format_time, parse_time
 from dl2.api.core import PodRecord
 from dl2.api.names import GroupCondition
+from dl2.api.resources import parse_quantities
 from dl2.cluster.applier import Verb, Write
 from dl2.cluster.resources import POD_GROUPS, PODS
 from dl2.cluster.store import Entry
@@ -122,7 +123,7 @@ def _decided(view: GroupView, member: str) -> int:
 
 def _fitting(view: GroupView, pods: Sequence[PodRecord], member: Any) -> tuple[list[PodRecord], list[str]]:
     """Gated pods that may be released, the oldest first, and why the others may not."""
-    limits = core.parse_quantities(member.requests)
+    limits = parse_quantities(member.requests)
     fit: list[PodRecord] = []
     misfits: list[str] = []
     for pod in sorted(pods, key=lambda p: (p.created, p.index, p.name)):

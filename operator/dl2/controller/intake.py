@@ -9,6 +9,7 @@ from dl2.api import PodGroup, TenantQueue, conditions, core
 from dl2.api.conditions import parse_time
 from dl2.api.core import NodeRecord, PodRecord, PriorityClassRecord
 from dl2.api.names import GroupCondition
+from dl2.api.resources import parse_quantities
 from dl2.scheduling.plan import Reason
 from dl2.scheduling.quantities import QuantityError, parse_quantity
 from dl2.scheduling.snapshot import (
@@ -126,7 +127,7 @@ def read_members(group: PodGroup) -> tuple[Member, ...]:
             name=member.name,
             count=member.count,
             min_count=member.minimum,
-            requests=core.parse_quantities(member.requests),
+            requests=parse_quantities(member.requests),
             node_selector=member.node_selector,
             affinity=core.parse_required_affinity(member.affinity),
             tolerations=core.parse_tolerations(member.tolerations),

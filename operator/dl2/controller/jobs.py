@@ -16,8 +16,9 @@ import orjson
 
 from dl2.api import DLJob, PodGroup, conditions, names
 from dl2.api.conditions import parse_time
-from dl2.api.core import PodRecord, pod_requests
+from dl2.api.core import PodRecord
 from dl2.api.names import GroupCondition, JobCondition
+from dl2.api.resources import pod_requests
 from dl2.cluster.applier import Verb, Write
 from dl2.cluster.resources import DL_JOBS, NATIVE_POD_GROUPS, POD_GROUPS, PODS, SECRETS, SERVICES
 from dl2.cluster.store import Entry

@@ -206,6 +206,10 @@ BAD = {
         ["Pod default/p", "spec.containers[0].resources.requests", "cpu"],
     ),
     "pod overhead": ("kind: Pod\nmetadata: {name: p}\nspec: {overhead: 3}", ["spec.overhead"]),
+    "pod allocation": (
+        "kind: Pod\nmetadata: {name: p}\nstatus: {containerStatuses: [{name: c, allocatedResources: {cpu: x}}]}",
+        ["Pod default/p", "status.containerStatuses[0].allocatedResources", "cpu"],
+    ),
     "pod status": ("kind: Pod\nmetadata: {name: p}\nstatus: oops", ["Pod default/p: status"]),
     "unquoted label": (
         "kind: Node\nmetadata: {name: n, labels: {dl2.dev/rack: 1}}",
