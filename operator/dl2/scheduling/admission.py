@@ -81,7 +81,8 @@ class Admission:
 
     def _is_due(self, item: Item) -> bool:
         """Is it the head of its queue, and passed over for so long that room is to be kept for it?"""
-        return self._heads.get(item.leaf.index) is item and self.reservations.due(item)
+        first = item.group.promised or self._heads.get(item.leaf.index) is item
+        return first and self.reservations.due(item)
 
     # ---- who is worth a try ------------------------------------------------------------------------------
 

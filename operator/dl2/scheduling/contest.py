@@ -2,13 +2,16 @@
 
 Within a queue: priority, then creation. Between queues: the branch whose weighted share after the admission
 would be lowest goes first, decided anew at every fork of the tree; equals by priority, creation and name. Before all
-of them comes for whom others were made to leave: nobody leaves for a group that then does not start.
+of them, in its queue and between queues, comes for whom others were made to leave: nobody leaves for a group that
+then does not start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from heapq import heapify, heappop, heappush
+from itertools import islice
+from operator import attrgetter
 
 from dl2.scheduling.items import Item, Order
 from dl2.scheduling.state import Line
@@ -24,13 +27,18 @@ class Cursor:
         self._heads: list[tuple[Order, int, int]] = []  # (order, shape, position)
         for shape, waiting in line.waiting.items():
             self._push(shape, 0, waiting)
-        self.first = self.head()  # the head of the queue
+        self.first = min(self._firsts(), key=attrgetter("order"), default=None)  # the head of the queue
 
     def _push(self, shape: int, position: int, waiting: list[tuple[Order, Item]]) -> None:
         while position < len(waiting) and not self._ready(waiting[position][1]):
             position += 1
         if position < len(waiting):
             heappush(self._heads, (waiting[position][0], shape, position))
+
+    def _firsts(self) -> Iterator[Item]:
+        """Of each shape the first that is no promised one: those are before the queue's head."""
+        for waiting in self.line.waiting.values():
+            yield from islice((i for _, i in waiting if self._ready(i) and not i.group.promised), 1)
 
     def _item(self, entry: tuple[Order, int, int]) -> Item:
         return self.line.waiting[entry[1]][entry[2]][1]
@@ -59,7 +67,7 @@ class Cursor:
             if head is not None and not possible(head):
                 self.stop()
             return
-        in_turn = sorted(self._heads, key=lambda entry: (entry[0][0], _size(self._item(entry)), entry))
+        in_turn = sorted(self._heads, key=lambda entry: (entry[0][:2], _size(self._item(entry)), entry))
         self._heads = [entry for entry in in_turn if possible(self._item(entry))]
         heapify(self._heads)
 
@@ -103,7 +111,7 @@ class Contest:
         item, fork = self._best[node.index], self._forks[node.parent.index]
         if item is not None:
             share = self._tree.weighted_share(node, self._ledger.used[node.index], self._ask(item))
-            entry = (not item.group.promised, share, item.order, node.index, self._version[node.index])
+            entry = (item.order[0], share, item.order, node.index, self._version[node.index])
             heappush(fork, entry)
         while fork and fork[0][4] != self._version[fork[0][3]]:
             heappop(fork)

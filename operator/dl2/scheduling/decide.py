@@ -128,7 +128,7 @@ class Pass:
             if not run.item.admitted and run.item.shape.least != run.item.shape.full:
                 hungry[run.item.leaf.index].append(run)
         for runs in hungry.values():
-            runs.sort(key=lambda run: run.item.order)
+            runs.sort(key=lambda run: run.item.order[1:])
         grow(self.work, {index: runs for index, runs in hungry.items() if runs}, self.room, self.reservations)
 
     def _may_grow(self, item: Item) -> bool:

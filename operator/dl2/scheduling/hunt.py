@@ -15,7 +15,7 @@ from fractions import Fraction
 
 from dl2.scheduling.items import Counts, Item
 from dl2.scheduling.plan import Reason
-from dl2.scheduling.rights import Right, Rights, may_reclaim
+from dl2.scheduling.rights import Right, Rights, may_take
 from dl2.scheduling.snapshot import Key
 from dl2.scheduling.tree import TreeNode, Vector
 from dl2.scheduling.work import Cut, Run, Spreads, Work
@@ -265,16 +265,20 @@ class Hunt:
         self.spare_the_needless()
         return not any(map(self._could_come_back, self.taken))
 
-    def takes_its_own(self) -> bool:
-        """Do others of the asker's queue lose?"""
-        return any(taken.run.item.leaf is self.rights.asker.leaf for taken in self.taken)
+    def takes_by_share(self) -> bool:
+        """Does anybody lose without a guarantee: to fairness, or to priority in the asker's own queue?"""
+        own = self.rights.asker.leaf
+        return any(
+            taken.run.item.leaf is own or (taken.right is Right.FAIR and taken.means is Means.EVICT)
+            for taken in self.taken
+        )
 
     def _could_come_back(self, taken: Taken) -> bool:
         rights, victim = self.rights, taken.run.item
         if (
             taken.right is not Right.FAIR
             or taken.means is not Means.EVICT
-            or not may_reclaim(victim, rights.asker)
+            or not may_take(victim, rights.asker)
         ):
             return False
         fork = rights.tree.fork(rights.asker.leaf, victim.leaf)

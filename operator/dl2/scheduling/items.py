@@ -11,7 +11,8 @@ from dl2.scheduling.snapshot import Group, Key, Pod, Quantities
 from dl2.scheduling.tree import TreeNode, Vector
 
 Counts = tuple[int, ...]  # pods by member, in the order of `GroupShape.members`
-Order = tuple[int, float, Key]  # within a queue: priority, then creation, then name
+# Within a queue: for whom others were made to leave (False comes first), then priority, then creation, then name.
+Order = tuple[bool, int, float, Key]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -149,9 +149,13 @@ class Rights:
             self._shares.pop(node.index, None)
 
 
-def may_reclaim(asker: Item, victim: Item) -> bool:
-    """Does the asker's queue let it take from a group of another queue, as far as priorities go?"""
-    return asker.leaf.queue is not None and _permits(asker.leaf.queue.reclaim, asker, victim)
+def may_take(asker: Item, victim: Item) -> bool:
+    """Does the asker's queue let it take from a group of its own or of another queue, as far as priorities go?"""
+    queue = asker.leaf.queue
+    if queue is None:
+        return False
+    policy = queue.within_queue if victim.leaf is asker.leaf else queue.reclaim
+    return _permits(policy, asker, victim)
 
 
 def _permits(policy: Preemption, asker: Item, victim: Item) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dl2.scheduling.hunt import Hunt, Means, victim_key
 from dl2.scheduling.items import Counts, Item
 from dl2.scheduling.plan import Reason
-from dl2.scheduling.rights import Right, Rights, may_reclaim
+from dl2.scheduling.rights import Right, Rights, may_take
 from dl2.scheduling.snapshot import Key, Preemption
 from dl2.scheduling.state import Line, Losers
 from dl2.scheduling.tree import TreeNode, Vector
@@ -99,9 +99,10 @@ class Room:
                 self._hunt(hunt, means, fresh if means is Means.WITHDRAW else others, rigid=rigid)
                 for means in ways
             )
-            if found and hunt.lasts() and not (hunt.takes_its_own() and self._would_fall(hunt)):
+            lasts = found and hunt.lasts()
+            if lasts and not (hunt.takes_by_share() and self._would_fall(hunt)):
                 return hunt
-            shrunk = any(taken.means is Means.SHRINK for taken in hunt.taken)
+            shrunk = not lasts and any(taken.means is Means.SHRINK for taken in hunt.taken)
             quota_only = quota_only and hunt.short_of_quota()
             hunt.give_back()
             if not shrunk:
@@ -112,10 +113,10 @@ class Room:
         return None
 
     def _would_fall(self, hunt: Hunt) -> bool:
-        """Would what its own queue loses for it go to somebody else in the end?
+        """Would what others lose for it go to somebody else in the end?
 
-        The asker may be larger than those of its queue that it replaces, and lift the queue above the share of a group
-        that waits elsewhere: that one, which had no right to what was there before, would take the room from it.
+        Somebody waits who has no right to what the victims hold, but would have one to what the asker then holds: its
+        queue has a lower share than the asker's will have, or its priority is higher in the asker's queue.
         """
         hunt.lift()
         lines = self.work.state.lines.values()
@@ -123,20 +124,19 @@ class Room:
         return not hunt.fits(force=True) or falls
 
     def _would_take(self, line: Line, rights: Rights) -> bool:
-        """Would anybody who waits in a line take the asker's room by fairness?"""
-        tree, used, asker = self.work.state.tree, self.work.state.future.used, rights.asker
-        if line.leaf is asker.leaf:
-            return False
-        fork = tree.fork(line.leaf, asker.leaf)
-        holds = tree.weighted_share(fork.theirs, used[fork.theirs.index], rights.vector)
-        for waiting in line.waiting.values():
-            other = next((item for _, item in waiting if item.key not in self.work.runs), None)
-            if other is None or not may_reclaim(other, asker):
-                continue
-            asks = tree.weighted_share(fork.mine, used[fork.mine.index], other.needs)
-            if asks < holds and self.work.fits(other, other.asks):
-                return True
-        return False
+        """Would anybody who waits in a line take the asker's room by fairness or priority?"""
+        asker, runs = rights.asker, self.work.runs
+        firsts = (
+            next((i for _, i in waiting if i.key not in runs), None) for waiting in line.waiting.values()
+        )
+        rivals = [i for i in firsts if i is not None and i is not asker and may_take(i, asker)]
+        if line.leaf is not asker.leaf and rivals:
+            tree, used = self.work.state.tree, self.work.state.future.used
+            fork = tree.fork(line.leaf, asker.leaf)
+            holds = tree.weighted_share(fork.theirs, used[fork.theirs.index], rights.vector)
+            mine = used[fork.mine.index]
+            rivals = [i for i in rivals if tree.weighted_share(fork.mine, mine, i.needs) < holds]
+        return any(self.work.fits(rival, rival.asks) for rival in rivals)
 
     def _losers(self, rights: Rights) -> list[TreeNode]:
         """Leaves that run something the asker has a right to, as far as shares and priorities tell."""

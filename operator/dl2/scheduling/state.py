@@ -170,7 +170,7 @@ class State:
     def _item(self, group: Group) -> Item:
         shape = self.shape_of(group)
         leaf = self.tree.leaves.get(group.queue, self.strays)
-        item = Item(group, shape, leaf, (-group.priority, group.created, group.key))
+        item = Item(group, shape, leaf, (not group.promised, -group.priority, group.created, group.key))
         item.admitted = group.admitted is not None and not group.finished
         item.counts = admitted_counts(group, shape) if item.admitted else (0,) * len(shape.members)
         if group.pods or item.admitted:
