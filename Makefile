@@ -59,7 +59,7 @@ parts: packages $(STAMP)  ## binaries and images of the embedded cluster, where 
 	$(BIN)/dl2 cluster build --real-node
 
 integration: $(STAMP)  ## tests on a real API server, scheduler and controller manager
-	$(BIN)/pytest tests/integration
+	$(BIN)/pytest tests/integration --numprocesses 2 --dist loadfile
 
 e2e: $(STAMP)  ## tests on a real node: containerd, kubelet, MXNet
 	$(BIN)/pytest tests/e2e

@@ -15,6 +15,7 @@ from dl2.api import MODELS, names, parse
 from dl2.embedded.cluster import EmbeddedCluster
 from dl2.embedded.errors import ClusterError
 from tests.integration import operator_conditions
+from tests.integration.operator_harness import Operator
 from tests.unit.api.wrong_objects import CASES, VALID, changed, names_field, wrong
 
 pytestmark = pytest.mark.integration
@@ -72,6 +73,12 @@ class Objects:
             yield created
         finally:
             self.delete(kind, name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nobody_reconciles(operator_process: Operator) -> None:
+    """What is written stays as it is; an operator that an earlier test has started comes back for the next one."""
+    operator_process.stop()
 
 
 @pytest.fixture(scope="module")

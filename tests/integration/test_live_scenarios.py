@@ -221,6 +221,7 @@ def test_a_drained_node_loses_its_gang_to_another_and_no_quota_leaks(
     assert api.used(api.namespace) == "3100m"
 
 
+@pytest.mark.timeout(1000)
 def test_a_burst_of_a_thousand_jobs_fills_the_queue_and_no_more(
     simulated_nodes: Any, api: Api, operator: Operator
 ) -> None:
@@ -237,9 +238,9 @@ def test_a_burst_of_a_thousand_jobs_fills_the_queue_and_no_more(
         assert milli <= 50_000
         return milli // 2100
 
-    eventually(lambda: admitted() == 23, "23 jobs admitted", 120)
+    eventually(lambda: admitted() == 23, "23 jobs admitted", 300)
     waiting = eventually(
-        lambda: api.status("TenantQueue", api.namespace).get("pending") == 977, "all others queueing", 120
+        lambda: api.status("TenantQueue", api.namespace).get("pending") == 977, "all others queueing", 300
     )
     assert waiting
     operator.wait_quiet(240)
