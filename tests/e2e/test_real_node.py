@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from dl2.api.core import parse_pod
 from dl2.embedded.cluster import EmbeddedCluster
 from dl2.embedded.waiting import wait_until
 
@@ -102,6 +103,42 @@ def test_a_pod_that_fails_says_with_which_exit_code(real_cluster: EmbeddedCluste
 
     path = "jsonpath={.status.containerStatuses[0].state.terminated.exitCode}"
     assert real_cluster.kubectl("get", "pod", "-n", space, "fails", "-o", path) == "7"
+
+
+def test_a_pod_that_grows_in_place_is_counted_as_kubelet_says(
+    real_cluster: EmbeddedCluster, space: str
+) -> None:
+    """At once where there is room; what kubelet has put off until there is room is taken already."""
+    wanted = {"requests": {"cpu": "100m", "memory": "32Mi"}}
+    for name in ("grows", "other"):
+        sleeper = pod(name, ["sleep", "infinity"])
+        sleeper["spec"]["containers"][0]["resources"] = wanted
+        apply(real_cluster, space, sleeper)
+    for name in ("grows", "other"):
+        wait_for(real_cluster, space, f"pod/{name}", "--for=condition=Ready")
+
+    def resize(cpu: str) -> None:
+        containers = [{"name": "main", "resources": {"requests": {"cpu": cpu}}}]
+        patch = json.dumps({"spec": {"containers": containers}})
+        real_cluster.kubectl("patch", "-n", space, "pod", "grows", "--subresource=resize", "--patch", patch)
+
+    def counted() -> int:
+        found = json.loads(real_cluster.kubectl("get", "pod", "-n", space, "grows", "-o", "json"))
+        return parse_pod(found).requests["cpu"]
+
+    allocated = "--for=jsonpath={.status.containerStatuses[0].allocatedResources.cpu}"
+    wait_for(real_cluster, space, "pod/grows", f"{allocated}=100m")
+    assert counted() == 100
+    resize("150m")
+    wait_for(real_cluster, space, "pod/grows", f"{allocated}=150m")
+    assert counted() == 150
+    everything = len(os.sched_getaffinity(0))
+    resize(str(everything))
+    wait_for(real_cluster, space, "pod/grows", "--for=condition=PodResizePending")
+    assert counted() == everything * 1000
+    resize("100m")
+    wait_for(real_cluster, space, "pod/grows", f"{allocated}=100m")
+    assert counted() == 100
 
 
 def test_pods_find_each_other_and_the_api_server(real_cluster: EmbeddedCluster, space: str) -> None:
