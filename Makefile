@@ -30,6 +30,8 @@ lint: $(STAMP)  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+	cd benchmarks && MYPYPATH=.:../operator:../runtime ../$(BIN)/mypy --config-file ../pyproject.toml --explicit-package-bases \
+	  $(patsubst benchmarks/%.py,-m %,$(wildcard benchmarks/*.py)) -p load
 	$(BIN)/lint-imports
 
 fmt: $(STAMP)  ## rewrite the sources in the project's format

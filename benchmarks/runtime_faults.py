@@ -49,7 +49,10 @@ class Job:
             cluster.worker(1, *TRAINEE, *both, *second),
         ]
         self._watched: list[float] = []
-        saved = lambda: cluster.status().get("counts", {}).get("checkpoints", 0) > 0  # noqa: E731
+
+        def saved() -> bool:
+            return bool(cluster.status().get("counts", {}).get("checkpoints", 0) > 0)
+
         self.watch(lambda: len(self._watched) >= SETTLED and saved())
 
     @property

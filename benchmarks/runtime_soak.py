@@ -75,10 +75,9 @@ def growth(samples: list[list[float]]) -> float:
     """Of the member that grew most, by its samples."""
     quarter = max(1, len(samples) // 4)
     early, late = samples[quarter : 2 * quarter] or samples[:1], samples[-quarter:]
-    return max(
-        statistics.median(after) - statistics.median(before)
-        for before, after in zip(zip(*early, strict=True), zip(*late, strict=True), strict=True)
-    )
+    members = zip(zip(*early, strict=True), zip(*late, strict=True), strict=True)
+    grown: list[float] = [statistics.median(after) - statistics.median(before) for before, after in members]
+    return max(grown)
 
 
 def saved_parameters(folder: Path) -> tuple[int, dict[str, Any]]:

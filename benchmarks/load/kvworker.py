@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 Shape = tuple[int, ...]
 
@@ -29,7 +29,7 @@ def resnet50() -> Iterator[Shape]:
     yield from ((1000, 2048), (1000,))
 
 
-SETS = {
+SETS: dict[str, Callable[[], Iterator[Shape]]] = {
     "mlp": lambda: iter(((128, 784), (128,), (64, 128), (64,), (10, 64), (10,))),
     "resnet50": resnet50,
     "1gb": lambda: iter([(5000, 5000)] * 10),

@@ -74,7 +74,7 @@ def _items(body: dict[str, Any]) -> Iterator[tuple[int, int, str]]:
 
 def _array(file: Any, path: Path, nbytes: int, crc: int, dtype: str) -> Any:
     array = np.empty(nbytes, dtype=np.uint8)
-    if file.readinto(memoryview(array)) != nbytes or zlib.crc32(memoryview(array)) != crc:
+    if file.readinto(array.data) != nbytes or zlib.crc32(array.data) != crc:
         raise CheckpointError(f"{path} is damaged")
     return array.view(dtype)
 

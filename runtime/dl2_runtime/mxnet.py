@@ -56,7 +56,7 @@ def rule_of(optimizer: Any, keys: list[str]) -> Rule:
     }  # Gluon numbers parameters, a Module names them
     lrs = {key: float(optimizer._get_lr(index[key])) for key in keys}
     wds = {key: float(optimizer._get_wd(index[key])) for key in keys}
-    options = {"momentum": float(optimizer.momentum)} if name == "sgd" else {}
+    options: dict[str, Any] = {"momentum": float(optimizer.momentum)} if name == "sgd" else {}
     if name == "adam":
         options = {field: float(getattr(optimizer, field)) for field in ("beta1", "beta2", "epsilon")}
     return Rule(
@@ -72,7 +72,7 @@ def rule_of(optimizer: Any, keys: list[str]) -> Rule:
 
 
 @mx.kvstore.KVStoreBase.register
-class DL2(mx.kvstore.KVStoreBase):
+class DL2(mx.kvstore.KVStoreBase):  # type: ignore[misc]
     """The store that `mx.kv.create("dl2")` returns. Raises what dl2_runtime.Worker raises (Left, RuntimeLost)."""
 
     def __init__(self) -> None:
@@ -183,7 +183,7 @@ class DL2(mx.kvstore.KVStoreBase):
 
     @staticmethod
     def is_capable(capability: str) -> bool:
-        return capability.lower() == mx.kvstore.KVStoreBase.OPTIMIZER
+        return bool(capability.lower() == mx.kvstore.KVStoreBase.OPTIMIZER)
 
     def save_optimizer_states(self, fname: str, dump_optimizer: bool = False) -> None:
         raise NotImplementedError("optimizer states are in the job's checkpoints: set DL2_CHECKPOINT_DIR")
