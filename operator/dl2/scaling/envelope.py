@@ -48,9 +48,8 @@ class Envelope:
     def allocate(self, observation: Observation) -> dict[str, Scale]:
         beliefs = self._source.beliefs(observation)
         room = Room(observation)
-        table = Table(
-            [job for job in in_order(observation.jobs) if job.id in beliefs and room.hosts(job)], beliefs
-        )
+        jobs = [job for job in in_order(observation.jobs) if job.id in beliefs and room.hosts(job)]
+        table = Table(jobs, beliefs, room)
         speed = hopeful(table, np.full(len(table.jobs), self._optimism))
         return spread_out(table, value_of(table, speed, observation.interval), room)
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from dl2.scaling.bounds import choices
 from dl2.scaling.interface import JobView, Observation, Scale
+
+_ANY_NUMBER = 1_000_000  # pods that ask for nothing
 
 
 class Room:
@@ -21,12 +24,13 @@ class Room:
             {name for job in jobs for name in (*job.worker_requests, *job.server_requests)}
         )
         names = self.resources
-        alike = Counter(
+        self._alike = Counter(
             tuple([max(0, node.free.get(name, 0)) for name in names]) for node in observation.nodes
         )
-        self.capacity = [sum(free[r] * count for free, count in alike.items()) for r in range(len(names))]
-        self._frees = sorted(alike)
-        self._fits: dict[tuple[int, ...], bool] = {}
+        self.capacity = [
+            sum(free[r] * count for free, count in self._alike.items()) for r in range(len(names))
+        ]
+        self._most: dict[tuple[int, ...], int] = {}
         self._vectors: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self.clear()
 
@@ -78,17 +82,34 @@ class Room:
             has if left is None else min(has, left) for has, left in zip(self.cluster, budget, strict=True)
         ]
 
-    def hosts(self, job: JobView) -> bool:
-        """Is there a node for a worker of `job`, and, if it must have one, for a server?"""
-        worker, server = self.vectors(job)
-        return self._on_a_node(worker) and (job.minimum.servers <= 0 or self._on_a_node(server))
+    def ceiling(self, job: JobView) -> list[int]:
+        """What `job` could hold if it were alone, by resource: no more than there is, nor than its queue's budget."""
+        budget = self._observation.budgets.get(job.queue, {})
+        return [
+            max(0, min(has, budget.get(name, has)))
+            for name, has in zip(self.resources, self.capacity, strict=True)
+        ]
 
-    def _on_a_node(self, vector: tuple[int, ...]) -> bool:
-        if vector not in self._fits:
-            self._fits[vector] = any(
-                all(has >= asks for has, asks in zip(free, vector, strict=True)) for free in self._frees
+    def most(self, vector: tuple[int, ...]) -> int:
+        """So many pods of such requests fit on empty nodes."""
+        known = self._most.get(vector)
+        if known is None:
+            asks = [(r, amount) for r, amount in enumerate(vector) if amount]
+            known = self._most[vector] = sum(
+                min((free[r] // amount for r, amount in asks), default=_ANY_NUMBER) * count
+                for free, count in self._alike.items()
             )
-        return self._fits[vector]
+        return known
+
+    def hosts(self, job: JobView) -> bool:
+        """Could `job` run at its smallest if it were alone?"""
+        limits = choices(job)
+        if limits is None:
+            return False
+        least, (worker, server) = limits[0], self.vectors(job)
+        if self.most(worker) < least.workers or self.most(server) < least.servers:
+            return False
+        return all(map(int.__le__, self.amounts(job, least), self.ceiling(job)))
 
     def dominant(self, amounts: Sequence[int]) -> float:
         """Largest part of any resource of the cluster (DRF's dominant share); what there is none of counts in full."""

@@ -9,17 +9,23 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from dl2.scaling.beliefs import Belief
 from dl2.scaling.bounds import remaining
 from dl2.scaling.interface import JobView, Scale
 from dl2.scaling.lattice import Floats, Ints
+from dl2.scaling.room import Room
 
 
 class Table:
-    """`workers`, `servers`, `speed` (epochs a second), `deviation` (of its log): (J, C). `samples`, `left`: (J,)."""
+    """`workers`, `servers`, `speed` (epochs a second), `deviation` (of its log): (J, C). `samples`, `left`: (J,).
 
-    def __init__(self, jobs: Sequence[JobView], beliefs: Mapping[str, Belief]) -> None:
+    Shapes that a job could not even have alone are left out: a hull that begins with one would keep it from starting.
+    """
+
+    def __init__(self, jobs: Sequence[JobView], beliefs: Mapping[str, Belief], room: Room) -> None:
+        """`room` must host all `jobs`."""
         self.jobs = list(jobs)
         mine = [beliefs[job.id] for job in jobs]
         distinct = list({id(belief): belief for belief in mine}.values())
@@ -37,9 +43,25 @@ class Table:
         self.servers = stacked([belief.shapes.servers for belief in distinct])
         self.speed = stacked([belief.speed for belief in distinct])
         self.deviation = stacked([belief.deviation for belief in distinct])
+        too_large = self._too_large(room)
+        for array in (self.workers, self.servers, self.speed, self.deviation):
+            array[too_large] = 0.0
         self.samples = np.array([belief.samples for belief in mine])
         self.left = np.array([remaining(job) for job in jobs])
         self.rank = _ranks(mine)
+
+    def _too_large(self, room: Room) -> npt.NDArray[np.bool_]:
+        """(J, C): does the shape exceed what there is for the job?"""
+        if not self.jobs:
+            return np.zeros(self.speed.shape, dtype=bool)
+        vectors = [room.vectors(job) for job in self.jobs]
+        most = np.array([[room.most(pod) for pod in pods] for pods in vectors])
+        too_large = (self.workers > most[:, :1]) | (self.servers > most[:, 1:])
+        each, ceiling = np.array(vectors, dtype=float), np.array([room.ceiling(job) for job in self.jobs])
+        for r in range(len(room.resources)):
+            asks = self.workers * each[:, 0, r, None] + self.servers * each[:, 1, r, None]
+            too_large |= asks > ceiling[:, r, None]
+        return np.asarray(too_large)
 
     def scale(self, job: int, shape: int) -> Scale:
         return Scale(int(self.workers[job, shape]), int(self.servers[job, shape]))

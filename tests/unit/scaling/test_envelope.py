@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dl2.scaling import JobView, Scale, load_policy
+from dl2.scaling import JobView, Scale, SpeedSample, load_policy
 from dl2.scaling import envelope as under_test
 from dl2.scaling.envelope import hulls
 from tests.unit.scaling.worlds import GPU, job, nodes, seen
@@ -45,6 +46,29 @@ def test_what_is_left_is_given_out_as_one_by_one(seed: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(under_test, "_Walk", OneByOne)
         assert load_policy("envelope-oracle", speeds=jagged(seed)).allocate(observation) == at_once
+
+
+@pytest.mark.parametrize("policy", ["envelope-oracle", "envelope", "dl2"])
+@pytest.mark.parametrize("where", ["small cluster", "small budget", "few nodes that hold a worker"])
+def test_a_job_starts_whose_speed_grows_faster_than_what_it_holds(policy: str, where: str) -> None:
+    """The hull of such a job begins with a shape that is larger than all there is for it."""
+    worker, cluster, budgets = {"cpu": 2000}, nodes(1), {}
+    if where == "small budget":
+        cluster, budgets = nodes(24), {"q": {"cpu": 8000}}
+    elif where == "few nodes that hold a worker":
+        worker, cluster = {"cpu": 5000}, (*nodes(1), *nodes(20, cpu=3000))
+
+    def speed(view: JobView, scale: Scale) -> float:
+        return 1e-5 * (scale.workers + scale.servers) ** 3
+
+    shapes = [Scale(1, 1), Scale(2, 1), Scale(1, 2), Scale(1, 3), Scale(2, 2)]
+    one = job(worker_requests=worker, maximum=Scale(16, 16))
+    samples = tuple(SpeedSample(shape, speed(one, shape), 600.0 * n) for n, shape in enumerate(shapes))
+    alone = replace(one, samples=samples)
+    found = load_policy(policy, **({"speeds": speed} if policy == "envelope-oracle" else {}))
+    given = found.allocate(seen(alone, on=cluster, budgets=budgets))[alone.id]
+    assert given.workers + given.servers >= 4
+    assert given.workers == 1 or where != "few nodes that hold a worker"
 
 
 def steepest_path(value: Sequence[float], cost: Sequence[float]) -> list[int]:

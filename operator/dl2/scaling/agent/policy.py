@@ -48,7 +48,7 @@ class Memory:
         self._pauses.take_in(observation)
         room, pause = Room(observation), self._pauses.seconds
         jobs = [job for job in in_order(observation.jobs) if job.id in beliefs and room.hosts(job)]
-        table = Table(jobs, beliefs)
+        table = Table(jobs, beliefs, room)
         return Sight(observation, room, table, *features(table, observation, room, pause), pause)
 
 
