@@ -277,7 +277,7 @@ class Hunt:
         rights, victim = self.rights, taken.run.item
         if (
             taken.right is not Right.FAIR
-            or taken.means is not Means.EVICT
+            or taken.means is Means.SHRINK
             or not may_take(victim, rights.asker)
         ):
             return False

@@ -42,8 +42,13 @@ class Room:
 
         Growth takes elastic pods only. Nothing changes where it is of no use.
         """
+        version = self.work.version
         hunt = self._search(item, counts, spreads, growing=growing)
         if hunt is None:
+            return None
+        if hunt.takes_by_share() and self._would_fall(hunt):  # now that those with a better right have had their turn
+            hunt.give_back()
+            self.work.version = version
             return None
         self._tell(hunt)
         self.work.moved |= {taken.run.item.leaf for taken in hunt.taken}
@@ -99,10 +104,9 @@ class Room:
                 self._hunt(hunt, means, fresh if means is Means.WITHDRAW else others, rigid=rigid)
                 for means in ways
             )
-            lasts = found and hunt.lasts()
-            if lasts and not (hunt.takes_by_share() and self._would_fall(hunt)):
+            if found and hunt.lasts():
                 return hunt
-            shrunk = not lasts and any(taken.means is Means.SHRINK for taken in hunt.taken)
+            shrunk = any(taken.means is Means.SHRINK for taken in hunt.taken)
             quota_only = quota_only and hunt.short_of_quota()
             hunt.give_back()
             if not shrunk:
