@@ -38,7 +38,8 @@ class World:
         self._queues: tuple[Queue, ...] = ()
         self._namespaces: dict[str, dict[str, str]] = {}
         self._classes: dict[str, PriorityClassRecord] = {}
-        self._orphans: set[Key] = set()  # groups that pods name but that do not exist: their pods are others'
+        # Groups that pods name but that take no part: their pods are others', on these nodes when last looked at.
+        self._orphans: dict[Key, set[str]] = {}
         self._assumed: dict[Key, Mapping[str, Mapping[str, int]]] = {}  # group -> member -> node -> pods
         self._primed = False
         self.errors: dict[Key, str] = {}  # groups that cannot be read, and why
@@ -118,11 +119,16 @@ class World:
 
     def _read_group(self, key: Key, nodes: set[str]) -> Group | None:
         """None: it takes no part in decisions. Adds the nodes that have to be read again to `nodes`."""
-        entry, pods = self._store.get(POD_GROUPS, *key), self._store.pods_of(key)
-        orphaned = bool(pods) and (entry is None or entry.value is None)
-        if orphaned or key in self._orphans:
-            nodes |= {pod.node for pod in pods if pod.node}
-            (self._orphans.add if orphaned else self._orphans.discard)(key)
+        pods = self._store.pods_of(key)
+        group = self._try_group(key, pods)
+        before = self._orphans.pop(key, set())
+        if group is None and pods:
+            self._orphans[key] = {pod.node for pod in pods if pod.node}
+        nodes |= before | self._orphans.get(key, set())
+        return group
+
+    def _try_group(self, key: Key, pods: list[PodRecord]) -> Group | None:
+        entry = self._store.get(POD_GROUPS, *key)
         self.errors.pop(key, None)
         if entry is None or entry.value is None or (self._is_going(entry) and not pods):
             self._assumed.pop(key, None)
