@@ -110,7 +110,7 @@ def settled_plan(snapshot: Snapshot) -> Settled:
     for number in range(1, MOST_PASSES + 1):
         plan = decide(current)
         moves = {decision.key: decision for decision in plan.decisions if decision.action not in _QUIET}
-        if not moves:
+        if not moves and not any(pod.terminating for group in current.groups for pod in group.pods):
             return Settled(plan, number, why)
         why |= moves
         current = settle(current, plan)

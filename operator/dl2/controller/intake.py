@@ -32,6 +32,9 @@ from dl2.scheduling.snapshot import (
 
 Priorities = Mapping[str, PriorityClassRecord]
 
+# Priority classes that every API server makes itself.
+_EVERYWHERE = {"system-cluster-critical": 2_000_000_000, "system-node-critical": 2_000_001_000}
+
 
 def read_queue(queue: TenantQueue) -> Queue:
     spec = queue.spec
@@ -62,6 +65,11 @@ def read_queue(queue: TenantQueue) -> Queue:
     )
 
 
+def broken_group(key: Key, queue: str, created: float, error: str) -> Group:
+    """A PodGroup, or a DLJob's, that cannot be read: it waits and says why."""
+    return Group(key=key, queue=queue, members=(), created=created, error=error)
+
+
 def broken_queue(name: str, error: str) -> Queue:
     """A TenantQueue that cannot be read: nobody is admitted through it, and its groups say why."""
     return Queue(name=name, error=error)
@@ -90,10 +98,12 @@ def read_node(node: NodeRecord, others: Iterable[PodRecord], zones: tuple[Quanti
 
 
 def priority_of(name: str | None, classes: Priorities) -> tuple[int, str]:
-    """(value, error) of a priority class name; none means the global default, else 0."""
+    """(value, error) of a priority class name; none means the global default (the least of several), else 0."""
     if not name:
-        return next((c.value for c in classes.values() if c.is_default), 0), ""
+        return min((c.value for c in classes.values() if c.is_default), default=0), ""
     found = classes.get(name)
+    if found is None and name in _EVERYWHERE:
+        return _EVERYWHERE[name], ""
     if found is None:
         known = ", ".join(sorted(classes)[:8]) or "none"
         return (

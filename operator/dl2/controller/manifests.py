@@ -30,10 +30,14 @@ class BadInput(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One object and where it came from (a file's name, for messages)."""
+    """One object and where it came from (a file's name, for messages).
+
+    `let_in`: by an API server. What is wrong with it then is its owner's to mend and keeps nobody else from an answer.
+    """
 
     source: str
     raw: Raw
+    let_in: bool = False
 
 
 def objects(source: str, document: Any) -> Iterator[Manifest]:
@@ -121,10 +125,15 @@ class Inventory:
         """The jobs whose numbers are a scaling policy's to choose."""
         found: dict[Key, DLJob] = {}
         for manifest in self._of(names.DL_JOB):
-            job = _read(manifest, parse)
+            try:
+                job = _read(manifest, parse)
+            except BadInput:
+                if not manifest.let_in:
+                    raise
+                continue
             assert isinstance(job, DLJob)
             if is_sizable(job) and not _ended(manifest.raw):
-                found[Key(_namespace(manifest.raw), job.metadata.name)] = job
+                found[_key(manifest)] = job
         return found
 
     def _of(self, kind: str) -> list[Manifest]:
@@ -136,16 +145,18 @@ class Inventory:
 
     def _queues(self) -> Iterator[Queue]:
         for manifest in self._of(names.TENANT_QUEUE):
-            queue = _read(manifest, parse)
+            try:
+                queue = _read(manifest, parse)
+            except BadInput as exc:
+                if not manifest.let_in:
+                    raise
+                yield intake.broken_queue(manifest.raw["metadata"]["name"], str(exc))
+                continue
             assert isinstance(queue, TenantQueue)
             yield replace(intake.read_queue(queue), created=self._created(manifest.raw))
 
     def _nodes(self) -> Iterator[Node]:
-        known = {
-            Key(_namespace(m.raw), m.raw["metadata"]["name"])
-            for kind in (names.POD_GROUP, names.DL_JOB)
-            for m in self._of(kind)
-        }
+        known = {_key(m) for kind in (names.POD_GROUP, names.DL_JOB) for m in self._of(kind)}
         others: dict[str, list[PodRecord]] = {}
         for pod in self._pods():
             ours = pod.group is not None and Key(pod.namespace, pod.group) in known
@@ -171,31 +182,30 @@ class Inventory:
         for pod in self._pods():
             if pod.group:
                 pods.setdefault(Key(pod.namespace, pod.group), []).append(pod)
-        jobs = {Key(_namespace(m.raw), m.raw["metadata"]["name"]): m for m in self._of(names.DL_JOB)}
-        for manifest in jobs.values():
-            _read(manifest, parse)  # its status counts, too
-        own: set[Key] = set()
-        for manifest in self._of(names.POD_GROUP):
-            group = _read(manifest, parse)
-            assert isinstance(group, PodGroup)
-            key = Key(group.metadata.namespace, group.metadata.name)
-            own.add(key)
-            yield from self._present(group, manifest, pods.get(key, []), classes, jobs.get(key))
-        for key, manifest in jobs.items():
-            if key not in own and not _ended(manifest.raw):
-                yield from self._present(
-                    _owned_group(manifest), manifest, pods.get(key, []), classes, manifest
+        jobs = {_key(m): m for m in self._of(names.DL_JOB)}
+        groups = {_key(m): m for m in self._of(names.POD_GROUP)}
+        for key, manifest in (groups | {k: m for k, m in jobs.items() if k not in groups}).items():
+            try:
+                yield from self._present(manifest, pods.get(key, []), classes, jobs.get(key))
+            except BadInput as exc:
+                if not manifest.let_in:
+                    raise
+                spec = manifest.raw.get("spec")
+                queue = spec.get("queue") if isinstance(spec, Mapping) else None
+                yield intake.broken_group(
+                    key, str(queue or key.namespace), self._created(manifest.raw), str(exc)
                 )
 
     def _present(
-        self,
-        group: PodGroup,
-        manifest: Manifest,
-        pods: list[PodRecord],
-        classes: intake.Priorities,
-        job: Manifest | None,
+        self, manifest: Manifest, pods: list[PodRecord], classes: intake.Priorities, job: Manifest | None
     ) -> Iterator[Group]:
         """What is being deleted starts nothing and holds what its pods hold; without pods it is as good as gone."""
+        if job is not None:
+            _read(job, parse)  # its status counts, too
+            if manifest is job and _ended(job.raw):
+                return
+        group = _owned_group(manifest) if manifest is job else _read(manifest, parse)
+        assert isinstance(group, PodGroup)
         going = any(each is not None and self._is_going(each.raw) for each in (manifest, job))
         if pods or not going:
             status = manifest.raw.get("status") or {} if manifest.raw["kind"] == names.POD_GROUP else {}
@@ -221,6 +231,10 @@ def _is_deleted(raw: Raw) -> bool:
 
 def _identity(raw: Raw) -> tuple[str, str, str]:
     return raw["kind"], _namespace(raw), raw["metadata"]["name"]
+
+
+def _key(manifest: Manifest) -> Key:
+    return Key(_namespace(manifest.raw), manifest.raw["metadata"]["name"])
 
 
 def _namespace(raw: Raw) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Sequence
 
@@ -109,7 +110,7 @@ class Room:
         least, (worker, server) = limits[0], self.vectors(job)
         if self.most(worker) < least.workers or self.most(server) < least.servers:
             return False
-        return all(map(int.__le__, self.amounts(job, least), self.ceiling(job)))
+        return all(map(operator.le, self.amounts(job, least), self.ceiling(job)))
 
     def dominant(self, amounts: Sequence[int]) -> float:
         """Largest part of any resource of the cluster (DRF's dominant share); what there is none of counts in full."""

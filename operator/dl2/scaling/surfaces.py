@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from dl2.scaling.history import History, Kind, Name
 from dl2.scaling.interface import Scale
@@ -30,7 +31,8 @@ SLOPES, SLOPE = (0.30, 0.10), 0.25  # prior means and deviation of the shared tr
 NOISE, NOISE_STRENGTH = 0.05, 8.0  # prior noise of one sample, and how many samples that belief weighs
 MOST_POINTS = 48  # shapes of one kind that are conditioned on: those with most samples
 _STALL, _STALL_DEVIATIONS = 0.5, 3.0  # so far below what the other shapes say (log, deviations): a stall
-_LIE, _LIE_DEVIATIONS = 1.4, 4.0  # so far above it: nothing trains like that
+_LIE, _LIE_DEVIATIONS = 1.4, 4.0  # so far above it: nothing trains like that,
+_AGREED = 3.0  # unless so many samples say so
 
 
 class Surface(NamedTuple):
@@ -103,7 +105,7 @@ def _table(kind: Kind, noise: float) -> _Points:
     points = nearest(np.array([s.workers for s in scales]), np.array([s.servers for s in scales]))
     values = np.array([cell.mean for _, cell in cells])
     spread = noise / np.array([cell.weight for _, cell in cells])
-    verdict = _judged(points, values, spread)
+    verdict = _judged(points, values, spread, noise / spread >= _AGREED)
     fair, stall = verdict == 0, verdict < 0
     stalls, stalled = points[stall], values[stall]
     points, values, spread = points[fair], values[fair], spread[fair]
@@ -117,9 +119,9 @@ def _table(kind: Kind, noise: float) -> _Points:
     return _Points(points, values, spread, weighted @ x, weighted @ y, stalls, stalled)
 
 
-def _judged(points: Ints, values: Floats, noise: Floats) -> Ints:
+def _judged(points: Ints, values: Floats, noise: Floats, agreed: npt.NDArray[np.bool_]) -> Ints:
     """Of each measured shape (n,) 0, or -1 for a stall and 1 for a lie: the worst is taken out until each of the others
-    fits what the rest says of it.
+    fits what the rest says of it. What many samples have `agreed` on (n,) is no lie, whatever a few others say.
 
     Leave-one-out residuals of the prior process (Rasmussen and Williams, section 5.4.2).
     """
@@ -129,7 +131,7 @@ def _judged(points: Ints, values: Floats, noise: Floats) -> Ints:
         variance = 1.0 / inverse.diagonal()
         residual, deviation = (inverse @ (off - np.median(off))) * variance, np.sqrt(variance)
         low = residual + np.maximum(_STALL, _STALL_DEVIATIONS * deviation)
-        high = np.maximum(_LIE, _LIE_DEVIATIONS * deviation) - residual
+        high = np.where(agreed[left], np.inf, np.maximum(_LIE, _LIE_DEVIATIONS * deviation) - residual)
         worst = int(np.argmin(np.minimum(low, high)))
         if min(low[worst], high[worst]) >= 0.0:
             break

@@ -77,13 +77,13 @@ class Pass:
 
     def _reason_to_go(self, item: Item) -> Answer | None:
         group = item.group
-        if group.error:
-            return None
         if group.suspend:
             return Reason.SUSPENDED, "spec.suspend is true"
         if item.leaf.stop is Stop.DRAIN:
             by = next(n.name for n in item.leaf.path if n.queue and n.queue.stop is Stop.DRAIN)
             return Reason.QUEUE_STOPPED, f'queue "{by}" has stop: Drain'
+        if group.error:
+            return None
         if group.ready_at is not None or group.admitted_at is None:
             return None
         late = missing(group, item.shape, item.counts) if group.pods or group.pods_expected else {}
@@ -163,8 +163,7 @@ class Pass:
         counts = {name: list(pair) for name, pair in self.state.counts.items()}
         for line in self.state.lines.values():
             for item in line.hungry.values():
-                _add(pending[line.leaf.index], item.shape.quota(item.shape.full), 1)
-                _add(pending[line.leaf.index], item.shape.quota(item.counts), -1)
+                _add(pending[line.leaf.index], item.still_asks, 1)
         for run in self.work.runs.values():
             item = run.item
             if run.evicted is not None:

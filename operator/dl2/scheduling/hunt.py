@@ -275,11 +275,7 @@ class Hunt:
 
     def _could_come_back(self, taken: Taken) -> bool:
         rights, victim = self.rights, taken.run.item
-        if (
-            taken.right is not Right.FAIR
-            or taken.means is Means.SHRINK
-            or not may_take(victim, rights.asker)
-        ):
+        if taken.right is not Right.FAIR or taken.means is Means.SHRINK or not may_take(victim, rights.asker):
             return False
         fork = rights.tree.fork(rights.asker.leaf, victim.leaf)
         counts = [0] * len(victim.shape.members)

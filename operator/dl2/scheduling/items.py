@@ -86,6 +86,13 @@ class Item:
     def key(self) -> Key:
         return self.group.key
 
+    @property
+    def still_asks(self) -> Vector:
+        """Quota that it asks for in full on top of what it holds."""
+        return self.shape.quota(
+            max(0, full - has) for full, has in zip(self.shape.full, self.counts, strict=True)
+        )
+
 
 def is_held(pod: Pod) -> bool:
     """Does this pod hold quota and, once bound, room?"""

@@ -34,7 +34,7 @@ class Line:
     """The groups of one leaf: those that wait, by shape and in order, and those that run."""
 
     leaf: TreeNode
-    demand: list[int]  # what the waiting ones ask for in full
+    demand: list[int]  # what the waiting ones still ask for
     waiting: dict[int, list[tuple[Order, Item]]] = field(default_factory=dict)
     running: dict[Key, Item] = field(default_factory=dict)
     hungry: dict[Key, Item] = field(default_factory=dict)  # running with fewer pods than they ask for
@@ -104,7 +104,7 @@ class State:
             line.run(item)
         elif item.blocked is None:
             insort(line.waiting.setdefault(item.shape.number, []), (item.order, item))
-            _add(line.demand, item.shape.quota(item.shape.full), 1)
+            _add(line.demand, item.still_asks, 1)
         self._count(item, 1)
         if item.restless:
             self.restless[item.key] = item
@@ -122,7 +122,7 @@ class State:
             del waiting[bisect_left(waiting, (item.order,))]
             if not waiting:
                 del line.waiting[item.shape.number]
-            _add(line.demand, item.shape.quota(item.shape.full), -1)
+            _add(line.demand, item.still_asks, -1)
         self._count(item, -1)
         self.restless.pop(key, None)
         self.delayed.pop(key, None)

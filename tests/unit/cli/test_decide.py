@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
 from dl2.cli.decide import app
+from dl2.controller.manifests import Inventory, Manifest
+from dl2.scheduling.decide import decide
+from dl2.scheduling.plan import Action, Reason
+from dl2.scheduling.snapshot import Key
 
 QUEUES = """
 apiVersion: dl2.dev/v1alpha1
@@ -54,6 +59,67 @@ def run(*documents: str, more: tuple[str, ...] = ("-o", "json")) -> Result:
 def plan(result: Result) -> dict[str, dict[str, Any]]:
     assert result.exit_code == 0, result.output
     return {entry["name"]: entry for entry in json.loads(result.stdout)["plan"]}
+
+
+def pod(name: str, group: str, more: str = "", on: str = "n1") -> str:
+    return f"""
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, namespace: x, labels: {{dl2.dev/pod-group: {group}, dl2.dev/member: worker}}{more}}}
+spec: {{nodeName: {on}, containers: [{{name: c, resources: {{requests: {{nvidia.com/gpu: "1"}}}}}}]}}
+status: {{phase: Running}}
+"""
+
+
+def test_to_settle_waits_for_pods_that_are_on_their_way_out() -> None:
+    leaving = pod("ga-1", "ga", ", deletionTimestamp: 2026-11-23T09:00:00Z")
+    running = (group("ga", "a", 1, 1, admitted=1), pod("ga-0", "ga"), leaving)
+    documents = (QUEUES, NODE, *running, group("gb", "b", 2, 2))
+    assert plan(run(*documents))["gb"]["reason"] == "WaitingForPreemption"
+    assert plan(run(*documents, more=("-o", "json", "--settle")))["gb"]["action"] == "Admit"
+
+
+def test_what_a_group_holds_before_it_is_admitted_is_asked_for_once() -> None:
+    large = NODE.replace('"3"', '"8"')
+    result = run(QUEUES, large, group("ga", "a", 2, 2), pod("ga-0", "ga"), pod("ga-1", "ga"))
+    assert plan(result)["ga"]["action"] == "Admit"
+    figures = json.loads(result.stdout)["queues"]["a"]["nvidia.com/gpu"]
+    assert (figures["used"], figures["share"]) == ("2", "2")
+
+
+@pytest.mark.parametrize("kind", ["suspend", "drain"])
+def test_what_must_go_goes_though_its_priority_class_is_gone(kind: str) -> None:
+    stop = ", stop: Drain" if kind == "drain" else ""
+    queues = f"""
+apiVersion: dl2.dev/v1alpha1
+kind: TenantQueue
+metadata: {{name: a}}
+spec: {{namespaceSelector: {{}}{stop}}}
+"""
+    spec = "spec:\n  priorityClassName: gone" + ("\n  suspend: true" if kind == "suspend" else "")
+    running = group("ga", "a", 1, 1, admitted=1).replace("spec:", spec, 1)
+    assert plan(run(queues, NODE, running))["ga"]["action"] == "Evict"
+
+
+WRONG = """
+apiVersion: dl2.dev/v1alpha1
+kind: DLJob
+metadata: {name: wrong, namespace: x}
+spec: {queue: a, framework: pytorch, workers: {min: 1, template: {spec: {containers: [{name: c, image: i}]}}}}
+"""
+
+
+def test_one_wrong_object_that_a_cluster_has_let_in_concerns_its_owner_only() -> None:
+    """A file of the user's own is refused; a cluster's is a row that says why, and the others get their answers."""
+    refused = run(QUEUES, NODE, WRONG, group("gb", "b", 1, 1))
+    assert (refused.exit_code, "pytorch" in refused.stderr) == (2, True)
+    documents = [yaml.safe_load(text) for text in (*QUEUES.split("---"), NODE, WRONG, group("gb", "b", 1, 1))]
+    found = Inventory([Manifest("cluster", raw, let_in=True) for raw in documents if raw], now=1e9)
+    told = {decision.key.name: decision for decision in decide(found.snapshot(None)).decisions}
+    assert told["wrong"].reason is Reason.MISCONFIGURED
+    assert "pytorch" in told["wrong"].message
+    assert told["gb"].action is Action.ADMIT
+    assert not found.sizable().keys() - {Key("x", "wrong")}
 
 
 def test_the_contracts_example_shrinks_one_and_starts_the_other() -> None:

@@ -83,6 +83,28 @@ def halves():
         end={"a/x": "3", "b/4": "4", "b/3": "3", "b/2": "2", "a/new": "-", "b/late": "-"},
     ),
     Case(
+        "a head evicts a lower priority though somebody small of another queue waits who fits beside it",
+        [q("a"), q("b")],
+        [run("a/low", 4), g("a/head", 4, prio=1), g("b/small", 2)],
+        nodes(1, 6),
+        first={"a/low": "Evict Preempted", "a/head": "Wait WaitingForPreemption", "b/small": "Admit 2"},
+        end={"a/head": "4", "b/small": "2", "a/low": "-"},
+    ),
+    Case(
+        "a start that is withdrawn by fairness does not take a guarantee with it",
+        [q("a", min=5, weight=0), q("b")],
+        [g("a/1", 2, age=9), g("a/2", 3, age=8), g("a/3", 3, age=7), g("b/1", 6, age=6), g("b/2", 4, age=5)],
+        nodes(1, 14),
+        first={
+            "a/1": "Admit 2",
+            "a/2": "Admit 3",
+            "a/3": "Admit 3",
+            "b/1": "Admit 6",
+            "b/2": "Wait WaitingForQuota",
+        },
+        end={"a/1": "2", "a/2": "3", "a/3": "3", "b/1": "6", "b/2": "-"},
+    ),
+    Case(
         "without the third two leave for it",
         [q("a", weight=2), q("b")],
         [run("a/x", 3), run("b/4", 4, age=1), run("b/3", 3, age=2), run("b/2", 2, age=3), g("a/new", 6)],
