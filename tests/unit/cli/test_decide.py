@@ -81,10 +81,10 @@ def test_to_settle_waits_for_pods_that_are_on_their_way_out() -> None:
 
 def test_what_a_group_holds_before_it_is_admitted_is_asked_for_once() -> None:
     large = NODE.replace('"3"', '"8"')
-    result = run(QUEUES, large, group("ga", "a", 2, 2), pod("ga-0", "ga"), pod("ga-1", "ga"))
-    assert plan(result)["ga"]["action"] == "Admit"
-    figures = json.loads(result.stdout)["queues"]["a"]["nvidia.com/gpu"]
-    assert (figures["used"], figures["share"]) == ("2", "2")
+    result = run(QUEUES, large, group("gb", "b", 3, 3), *(pod(f"gb-{n}", "gb") for n in range(3)))
+    assert plan(result)["gb"]["action"] == "Admit"
+    figures = json.loads(result.stdout)["queues"]["b"]["nvidia.com/gpu"]
+    assert (figures["used"], figures["share"]) == ("3", "3")
 
 
 @pytest.mark.parametrize("kind", ["suspend", "drain"])
