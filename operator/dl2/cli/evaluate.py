@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from dl2.cli.files import check_folder, check_target
 from dl2.learning.evaluation import Report, as_json, evaluate
 from dl2.learning.run import ORACLES, split_options
 from dl2.learning.statistics import Estimate
@@ -40,6 +41,8 @@ def command(
         for known in SUITES.values():
             typer.echo(f"{known.name:12} {known.about}")
         return
+    check_target(to_json, "--json")
+    check_folder(plot, "--plot")
     names = [name.strip() for name in policies.split(",") if name.strip()]
     try:
         for name in names:

@@ -10,10 +10,13 @@ import typer
 from rich.console import Console, Group
 from rich.table import Table
 
+from dl2.api import conditions
+from dl2.api.names import PolicyCondition
 from dl2.cluster.client import ApiError, Credentials, KubeClient
 from dl2.cluster.resources import SCALING_POLICIES
 from dl2.controller.rollout import STAGES
 
+_INTERVAL = 60  # spec.intervalSeconds, where the API server has not filled it in
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 NAME = Annotated[str | None, typer.Argument(help="A ScalingPolicy; may be left out where there is one.")]
 KUBECONFIG = Annotated[str | None, typer.Option(envvar="DL2_KUBECONFIG")]
@@ -96,12 +99,18 @@ def step(policy: Mapping[str, Any], to: str | None) -> tuple[dict[str, Any], str
         return {"spec": {"champion": challenger, "challenger": None, "stage": STAGES[0]}}, said
     target = to or STAGES[STAGES.index(stage) + 1]
     if target == spec["stage"]:
-        raise Refused(
-            f"it is in stage {stage} already"
-            if target == stage
-            else f"it was rolled back from {target} to {stage}; for a new trial use --to {stage}, then promote again"
-        )
+        raise Refused(_nothing_to_do(policy, stage, target))
     return {"spec": {"stage": target}}, f"from {stage} to {target}, challenger {challenger}"
+
+
+def _nothing_to_do(policy: Mapping[str, Any], stage: str, target: str) -> str:
+    """Why a stage that the spec asks for already is not asked for again."""
+    if target == stage:
+        return f"it is in stage {stage} already"
+    if conditions.is_true(policy.get("status", {}).get("conditions") or (), PolicyCondition.ROLLED_BACK):
+        return f"it was rolled back from {target} to {stage}; for a new trial use --to {stage}, then promote again"
+    seconds = policy["spec"].get("intervalSeconds", _INTERVAL)
+    return f"stage {target} has been asked for and comes into force with the next round, within {seconds} s"
 
 
 def _shown(policy: Mapping[str, Any]) -> Group:

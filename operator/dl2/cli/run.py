@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import signal
 import sys
@@ -29,6 +30,8 @@ from dl2.controller.settings import PodSettings, Settings
 from dl2.handlers.watch import BEHIND_SECONDS, Watches
 from dl2.web.metrics import Metrics
 from dl2.web.server import Probes, WebServer
+
+_LAST_PORT = 65535
 
 log = structlog.get_logger(__name__)
 STALLED_SECONDS = 60.0
@@ -58,7 +61,11 @@ def run(
     concurrency: Annotated[int, typer.Option(envvar="DL2_CONCURRENCY", min=1, max=256, help="Writes in flight.")] = 32,
 ) -> None:  # fmt: skip
     """Run the operator until SIGTERM or SIGINT."""
-    logs.configure(log_format.value, log_level)
+    if log_level.upper() not in logging.getLevelNamesMapping():
+        raise typer.BadParameter(
+            f"{log_level!r} is no level; use DEBUG, INFO, WARNING or ERROR", param_hint="--log-level"
+        )
+    logs.configure(log_format.value, log_level.upper())
     settings = Settings(
         pods=PodSettings(scheduler_name=scheduler_name, native_gang=native_gang),
         trust_status_url=trust_status_url,
@@ -67,8 +74,10 @@ def run(
         concurrency=concurrency,
     )
     host, _, port = listen.rpartition(":")
-    if not port.isdigit():
-        raise typer.BadParameter(f"{listen!r} is not HOST:PORT", param_hint="--listen")
+    if not port.isdigit() or int(port) > _LAST_PORT:
+        raise typer.BadParameter(
+            f"{listen!r} is not HOST:PORT, with a port of at most {_LAST_PORT}", param_hint="--listen"
+        )
     credentials, tuner = Credentials(kubeconfig, context), None
     if fine_tune is not None:
         if decision_log is None:

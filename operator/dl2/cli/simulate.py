@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dl2.cli.files import PICTURES, check_target
 from dl2.learning.run import Outcome, run
 from dl2.learning.simulator import Clock, Settings
 from dl2.learning.suites import Case, suite_named
@@ -46,6 +47,8 @@ def command(
     trace_to: Annotated[Path | None, typer.Option(help="Write the jobs as a trace.")] = None,
 ) -> None:  # fmt: skip
     """Run one case to its end and print what came of it. Exit 2: bad input."""
+    check_target(plot, "--plot", PICTURES)
+    check_target(trace_to, "--trace-to")
     try:
         chosen = (
             _from_trace(trace, nodes, node_cpu, node_gpu, seed) if trace else suite_named(suite).case(case)

@@ -36,7 +36,9 @@ class Suite:
     variants: tuple[tuple[Recipe, Settings], ...]
 
     def case(self, n: int, split: Split = Split.TEST) -> Case:
-        """The n-th draw of a split."""
+        """The n-th draw of a split. Raises ValueError where there is none."""
+        if not 0 <= n < len(SEEDS[split]):
+            raise ValueError(f"there is no case {n}; they are counted from 0 to {len(SEEDS[split]) - 1}")
         recipe, settings = self.variants[n % len(self.variants)]
         seed = SEEDS[split][n]
         return Case(f"{self.name}/{seed}", draw(recipe, seed), settings, seed)

@@ -9,9 +9,15 @@ import pytest
 from dl2.cli.policy import Refused, step
 
 
-def policy(stage: str, in_force: str | None = None, challenger: str | None = "dl2") -> dict[str, Any]:
+def policy(
+    stage: str, in_force: str | None = None, challenger: str | None = "dl2", rolled_back: bool = False
+) -> dict[str, Any]:
     spec = {"stage": stage, "champion": "drf"} | ({"challenger": challenger} if challenger else {})
-    return {"metadata": {"name": "p"}, "spec": spec, "status": {"stage": in_force} if in_force else {}}
+    told = (
+        [{"type": "RolledBack", "status": "True", "reason": "Slower", "message": ""}] if rolled_back else []
+    )
+    status = {"stage": in_force, "conditions": told} if in_force else {}
+    return {"metadata": {"name": "p"}, "spec": spec, "status": status}
 
 
 @pytest.mark.parametrize(
@@ -37,7 +43,8 @@ def test_one_step(found: dict[str, Any], to: str | None, spec: dict[str, Any]) -
         (policy("Observe", challenger=None), None, "spec.challenger"),
         (policy("Shadow"), "Everywhere", "Observe, Shadow, Canary, Active"),
         (policy("Shadow"), "Shadow", "already"),
-        (policy("Canary", "Shadow"), None, "--to Shadow"),
+        (policy("Canary", "Shadow", rolled_back=True), None, "--to Shadow"),
+        (policy("Canary", "Shadow"), None, "Canary has been asked for and comes into force .* within 60 s"),
     ],
 )
 def test_what_is_no_step_is_refused_with_its_mend(found: dict[str, Any], to: str | None, words: str) -> None:

@@ -76,3 +76,19 @@ def test_a_trace_without_a_job_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text(HEAD + "\n")
     shown = CliRunner().invoke(simulate.app, ["--trace", str(tmp_path / "empty.csv")])
     assert (shown.exit_code, "holds no job" in shown.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--case", "9999999"], "there is no case 9999999"),
+        (["--plot", "/nowhere/x.png"], "no folder /nowhere"),
+        (["--plot", "x.txt"], "is no picture"),
+        (["--trace-to", "/nowhere/x.csv"], "no folder /nowhere"),
+        (["--trace-to", "/tmp"], "/tmp is a folder"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_runs(arguments: list[str], words: str) -> None:
+    done = CliRunner().invoke(simulate.app, arguments)
+    assert done.exit_code == 2
+    assert words in " ".join(done.output.replace("│", " ").split())
