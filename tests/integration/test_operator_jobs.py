@@ -318,6 +318,42 @@ def test_what_the_api_server_refuses_is_told_and_tried_again(api: Api, operator:
     assert "exceeded quota" not in str(api.status("DLJob", "j"))
 
 
+def test_a_misspelt_field_of_a_template_is_told(api: Api, operator: Operator) -> None:
+    manifest = job("j", workers=1)
+    (container,) = manifest["spec"]["workers"]["template"]["spec"]["containers"]
+    container["imagePullpolicy"] = "Never"
+    api.apply(manifest)
+    eventually(lambda: "imagePullpolicy" in str(api.status("DLJob", "j")), "the misspelt field being told")
+    assert not [name for name in api.pods() if "worker" in name]
+
+
+def test_namesakes_of_deleted_jobs_get_all_that_they_ask_for(
+    simulated_nodes: Any, api: Api, operator: Operator
+) -> None:
+    """`kubectl delete` and `apply` of the same files: the old pods' room is given to the new jobs, all of it."""
+    simulated_nodes(5, cpus=6, labels={"only-for": api.namespace})
+    api.apply(queue(api.namespace, "30"))
+    jobs = [f"j{n}" for n in range(5)]
+
+    def apply_all() -> None:
+        for name in jobs:
+            api.apply(job(name, workers=4, nodes={"only-for": api.namespace}, runtime="elastic"))
+
+    apply_all()
+    for _ in range(3):
+        for name in jobs:
+            api.wait_state("Running", name)
+        for name in jobs:
+            api.delete("DLJob", name)
+        apply_all()
+    # 5.1 CPUs a job, and 30 on the nodes: there is room for all 20 workers
+    eventually(
+        lambda: sum(running(pod) for pod in api.pods().values() if "worker" in pod["metadata"]["name"]) == 20,
+        "all workers running",
+        90,
+    )
+
+
 def test_a_deleted_pod_group_of_a_running_job_comes_back_without_harm(api: Api, operator: Operator) -> None:
     api.apply(job("j"))
     api.wait_state("Running", "j")

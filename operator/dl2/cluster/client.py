@@ -227,7 +227,11 @@ class KubeClient:
 
     async def create(self, resource: Resource, body: Mapping[str, Any]) -> dict[str, Any]:
         path = resource.path(body["metadata"].get("namespace"))
-        return await self.request("POST", path, {"fieldManager": FIELD_MANAGER}, body)
+        query = {
+            "fieldManager": FIELD_MANAGER,
+            "fieldValidation": "Strict",
+        }  # a misspelt field of a template is told
+        return await self.request("POST", path, query, body)
 
     async def apply(
         self, resource: Resource, body: Mapping[str, Any], subresource: str = "", manager: str = FIELD_MANAGER
