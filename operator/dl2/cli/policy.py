@@ -12,11 +12,12 @@ from rich.table import Table
 
 from dl2.api import conditions
 from dl2.api.names import PolicyCondition
+from dl2.api.scalingpolicy import ScalingPolicySpec
 from dl2.cluster.client import ApiError, Credentials, KubeClient
 from dl2.cluster.resources import SCALING_POLICIES
 from dl2.controller.rollout import STAGES
 
-_INTERVAL = 60  # spec.intervalSeconds, where the API server has not filled it in
+_INTERVAL = ScalingPolicySpec.model_fields["interval_seconds"].default
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 NAME = Annotated[str | None, typer.Argument(help="A ScalingPolicy; may be left out where there is one.")]
 KUBECONFIG = Annotated[str | None, typer.Option(envvar="DL2_KUBECONFIG")]

@@ -227,10 +227,8 @@ class KubeClient:
 
     async def create(self, resource: Resource, body: Mapping[str, Any]) -> dict[str, Any]:
         path = resource.path(body["metadata"].get("namespace"))
-        query = {
-            "fieldManager": FIELD_MANAGER,
-            "fieldValidation": "Strict",
-        }  # a misspelt field of a template is told
+        # Strict: a misspelt field of a pod template is told, not dropped.
+        query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
         return await self.request("POST", path, query, body)
 
     async def apply(

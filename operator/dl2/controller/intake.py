@@ -101,16 +101,15 @@ def priority_of(name: str | None, classes: Priorities) -> tuple[int, str]:
     """(value, error) of a priority class name; none means the global default (the least of several), else 0."""
     if not name:
         return min((c.value for c in classes.values() if c.is_default), default=0), ""
-    found = classes.get(name)
-    if found is None and name in _EVERYWHERE:
+    if name in classes:
+        return classes[name].value, ""
+    if name in _EVERYWHERE:
         return _EVERYWHERE[name], ""
-    if found is None:
-        known = ", ".join(sorted(classes)[:8]) or "none"
-        return (
-            0,
-            f'spec.priorityClassName: there is no PriorityClass "{name}" (there are: {known}); create it or use another',
-        )
-    return found.value, ""
+    known = ", ".join(sorted(classes)[:8]) or "none"
+    return (
+        0,
+        f'spec.priorityClassName: there is no PriorityClass "{name}" (there are: {known}); create it or use another',
+    )
 
 
 def read_pod(pod: PodRecord, evicted: bool = False) -> Pod:

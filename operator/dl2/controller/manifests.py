@@ -28,16 +28,21 @@ class BadInput(ValueError):
     """What cannot be read: the message names where it stands, the object, the field and the mend."""
 
 
+class LetIn(BadInput):
+    """The same of an object that an API server has let in: its owner's to mend, which keeps nobody from an answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One object and where it came from (a file's name, for messages).
-
-    `let_in`: by an API server. What is wrong with it then is its owner's to mend and keeps nobody else from an answer.
-    """
+    """One object and where it came from (a file's name, for messages). `let_in`: an API server has let it in."""
 
     source: str
     raw: Raw
     let_in: bool = False
+
+    def wrong(self, text: object) -> BadInput:
+        """What to raise about it."""
+        return (LetIn if self.let_in else BadInput)(f"{self.source}: {text}")
 
 
 def objects(source: str, document: Any) -> Iterator[Manifest]:
@@ -127,9 +132,7 @@ class Inventory:
         for manifest in self._of(names.DL_JOB):
             try:
                 job = _read(manifest, parse)
-            except BadInput:
-                if not manifest.let_in:
-                    raise
+            except LetIn:
                 continue
             assert isinstance(job, DLJob)
             if is_sizable(job) and not _ended(manifest.raw):
@@ -147,9 +150,7 @@ class Inventory:
         for manifest in self._of(names.TENANT_QUEUE):
             try:
                 queue = _read(manifest, parse)
-            except BadInput as exc:
-                if not manifest.let_in:
-                    raise
+            except LetIn as exc:
                 yield intake.broken_queue(manifest.raw["metadata"]["name"], str(exc))
                 continue
             assert isinstance(queue, TenantQueue)
@@ -187,9 +188,7 @@ class Inventory:
         for key, manifest in (groups | {k: m for k, m in jobs.items() if k not in groups}).items():
             try:
                 yield from self._present(manifest, pods.get(key, []), classes, jobs.get(key))
-            except BadInput as exc:
-                if not manifest.let_in:
-                    raise
+            except LetIn as exc:
                 spec = manifest.raw.get("spec")
                 queue = spec.get("queue") if isinstance(spec, Mapping) else None
                 yield intake.broken_group(
@@ -247,12 +246,11 @@ def _read(manifest: Manifest, reader: Callable[[Any], _T]) -> _T:
     try:
         return reader(manifest.raw)
     except InvalidObject as exc:
-        raise BadInput(f"{manifest.source}: {exc}") from None
+        raise manifest.wrong(exc) from None
     except (ValueError, TypeError, KeyError, AttributeError) as exc:
         kind, name = manifest.raw["kind"], manifest.raw["metadata"]["name"]
-        raise BadInput(
-            f"{manifest.source}: {kind} {name}: {exc}; compare it with a manifest that the API server accepts"
-        ) from None
+        text = f"{kind} {name}: {exc}; compare it with a manifest that the API server accepts"
+        raise manifest.wrong(text) from None
 
 
 def _ended(raw: Raw) -> bool:
@@ -267,15 +265,13 @@ def _owned_group(manifest: Manifest) -> PodGroup:
     try:
         roles = framework_of(job).roles(job)
     except LookupError as exc:
-        raise BadInput(
-            f"{manifest.source}: DLJob {job.metadata.namespace}/{job.metadata.name}: {exc}"
-        ) from None
+        raise manifest.wrong(f"DLJob {job.metadata.namespace}/{job.metadata.name}: {exc}") from None
     raw = {
         "apiVersion": names.API_VERSION,
         "kind": names.POD_GROUP,
         "metadata": {"name": job.metadata.name, "namespace": job.metadata.namespace, "uid": job.metadata.uid},
         "spec": group_spec(job, roles),
     }
-    group = _read(Manifest(manifest.source, raw), parse)
+    group = _read(replace(manifest, raw=raw), parse)
     assert isinstance(group, PodGroup)
     return group

@@ -115,8 +115,7 @@ class _Walk:
         self._pods = [room.vectors(job) for job in table.jobs]
         self._held = [(0, 0)] * len(table.jobs)  # workers, servers
         # Costs are made positive, so that free pods sort too; padding costs more than there is.
-        self._each = np.array(self._pods, dtype=float).reshape(len(table.jobs), 2, len(prices))
-        worker, server = (self._each @ np.array(prices, dtype=float) + 1e-12).T
+        worker, server = (table.pods @ np.array(prices, dtype=float) + 1e-12).T
         cost = table.workers * worker[:, None] + table.servers * server[:, None]
         self._cost = np.where(table.workers > 0, cost, np.inf)
 
@@ -186,7 +185,7 @@ class _Walk:
         limits = np.array([self._room.limits(table.jobs[i]) for i in jobs], dtype=float)
         possible = workers > 0
         for r in range(limits.shape[1]):
-            change = more * self._each[rows, 0, r, None] + further * self._each[rows, 1, r, None]
+            change = more * table.pods[rows, 0, r, None] + further * table.pods[rows, 1, r, None]
             possible &= (change <= limits[:, r, None]) | (change <= 0)
         worth = np.where((workers > 0) & (more == 0) & (further == 0), values, 0.0).max(axis=1)
         masked = np.where(possible, values, -np.inf)

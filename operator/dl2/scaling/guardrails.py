@@ -59,9 +59,8 @@ class Restraint:
 
 
 _FREE = Restraint()
-_HOPE = (
-    1.0  # deviations that growth may lie above what is expected of it: many only where nobody has measured
-)
+# Deviations that growth may lie above what is expected of it: many only where nobody has measured.
+_HOPE = 1.0
 
 
 def guard(

@@ -19,7 +19,8 @@ from dl2.scaling.room import Room
 
 
 class Table:
-    """`workers`, `servers`, `speed` (epochs a second), `deviation` (of its log): (J, C). `samples`, `left`: (J,).
+    """`workers`, `servers`, `speed` (epochs a second), `deviation` (of its log): (J, C). `samples`, `left`: (J,). `pods`:
+    requests of a worker and of a server, (J, 2, R), over the room's resources.
 
     Shapes that a job could not even have alone are left out: a hull that begins with one would keep it from starting.
     """
@@ -43,6 +44,8 @@ class Table:
         self.servers = stacked([belief.shapes.servers for belief in distinct])
         self.speed = stacked([belief.speed for belief in distinct])
         self.deviation = stacked([belief.deviation for belief in distinct])
+        size = (len(self.jobs), 2, len(room.resources))
+        self.pods = np.array([room.vectors(job) for job in jobs], dtype=float).reshape(size)
         too_large = self._too_large(room)
         for array in (self.workers, self.servers, self.speed, self.deviation):
             array[too_large] = 0.0
@@ -52,15 +55,12 @@ class Table:
 
     def _too_large(self, room: Room) -> npt.NDArray[np.bool_]:
         """(J, C): does the shape exceed what there is for the job?"""
-        if not self.jobs:
-            return np.zeros(self.speed.shape, dtype=bool)
-        vectors = [room.vectors(job) for job in self.jobs]
-        most = np.array([[room.most(pod) for pod in pods] for pods in vectors])
+        most = np.array([list(map(room.most, room.vectors(job))) for job in self.jobs]).reshape(-1, 2)
         too_large = (self.workers > most[:, :1]) | (self.servers > most[:, 1:])
-        each, ceiling = np.array(vectors, dtype=float), np.array([room.ceiling(job) for job in self.jobs])
+        ceiling = [room.ceiling(job) for job in self.jobs]
         for r in range(len(room.resources)):
-            asks = self.workers * each[:, 0, r, None] + self.servers * each[:, 1, r, None]
-            too_large |= asks > ceiling[:, r, None]
+            asks = self.workers * self.pods[:, 0, r, None] + self.servers * self.pods[:, 1, r, None]
+            too_large |= asks > np.array([limits[r] for limits in ceiling])[:, None]
         return np.asarray(too_large)
 
     def scale(self, job: int, shape: int) -> Scale:

@@ -266,7 +266,7 @@ class Hunt:
         return not any(map(self._could_come_back, self.taken))
 
     def takes_by_share(self) -> bool:
-        """Does anybody lose without a guarantee: to fairness, or to priority in the asker's own queue?"""
+        """Does anybody of the asker's own queue lose, or a whole group of another to fairness?"""
         own = self.rights.asker.leaf
         return any(
             taken.run.item.leaf is own or (taken.right is Right.FAIR and taken.means is Means.EVICT)

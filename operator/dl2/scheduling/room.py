@@ -46,9 +46,8 @@ class Room:
         hunt = self._search(item, counts, spreads, growing=growing)
         if hunt is None:
             return None
-        if hunt.takes_by_share() and self._would_fall(
-            hunt
-        ):  # now that those with a better right have had their turn
+        # Only now that those with a better right have had their turn: `would` is asked before.
+        if hunt.takes_by_share() and self._would_fall(hunt):
             hunt.give_back()
             self.work.version = version
             return None

@@ -83,6 +83,13 @@ def halves():
         end={"a/x": "3", "b/4": "4", "b/3": "3", "b/2": "2", "a/new": "-", "b/late": "-"},
     ),
     Case(
+        "without the third two leave for it",
+        [q("a", weight=2), q("b")],
+        [run("a/x", 3), run("b/4", 4, age=1), run("b/3", 3, age=2), run("b/2", 2, age=3), g("a/new", 6)],
+        nodes(1, 12),
+        end={"a/new": "6", "b/4": "-", "b/3": "-", "b/2": "2"},
+    ),
+    Case(
         "a head evicts a lower priority though somebody small of another queue waits who fits beside it",
         [q("a"), q("b")],
         [run("a/low", 4), g("a/head", 4, prio=1), g("b/small", 2)],
@@ -103,13 +110,6 @@ def halves():
             "b/2": "Wait WaitingForQuota",
         },
         end={"a/1": "2", "a/2": "3", "a/3": "3", "b/1": "6", "b/2": "-"},
-    ),
-    Case(
-        "without the third two leave for it",
-        [q("a", weight=2), q("b")],
-        [run("a/x", 3), run("b/4", 4, age=1), run("b/3", 3, age=2), run("b/2", 2, age=3), g("a/new", 6)],
-        nodes(1, 12),
-        end={"a/new": "6", "b/4": "-", "b/3": "-", "b/2": "2"},
     ),
     Case(
         "nobody leaves for whom a higher priority of its queue would then replace",

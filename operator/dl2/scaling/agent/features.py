@@ -32,11 +32,10 @@ def features(table: Table, observation: Observation, room: Room, pause: float) -
     enough = sizes.argmin(axis=1)
     running = np.array([job.current.workers > 0 for job in jobs], dtype=float)
     current = table.nearest([job.current for job in jobs])
-    pods = np.array([room.vectors(job) for job in jobs], dtype=float)
-    least_share = _shares(pods, room, table.workers[:, 0], table.servers[:, 0])
-    enough_share = _shares(pods, room, table.workers[at, enough], table.servers[at, enough])
+    least_share = _shares(table.pods, room, table.workers[:, 0], table.servers[:, 0])
+    enough_share = _shares(table.pods, room, table.workers[at, enough], table.servers[at, enough])
     held = np.array([job.current for job in jobs], dtype=float).reshape(-1, 2)
-    current_share = _shares(pods, room, held[:, 0], held[:, 1])
+    current_share = _shares(table.pods, room, held[:, 0], held[:, 1])
     age = np.array([max(observation.now - job.submitted_at, 0.0) for job in jobs]) / interval
     columns = [
         np.log(table.left / (top * interval)) / 3.0,
