@@ -5,7 +5,7 @@ Later objects replace earlier ones of the same kind and name, as with `kubectl a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -111,13 +111,14 @@ class Inventory:
 
     def snapshot(self, capacity: CapacityMode | None) -> Snapshot:
         """`capacity` None: Nodes where there is any Node, else Quota. Raises BadInput."""
-        nodes = tuple(self._nodes())
+        groups = tuple(self._groups())
+        nodes = tuple(self._nodes({group.key for group in groups if not group.members}))
         if capacity is None:
             capacity = CapacityMode.NODES if nodes else CapacityMode.QUOTA
         return Snapshot(
             now=self._now,
             queues=tuple(self._queues()),
-            groups=tuple(self._groups()),
+            groups=groups,
             nodes=nodes,
             namespaces={
                 m.raw["metadata"]["name"]: dict(_read(m, core.parse_namespace).labels)
@@ -156,8 +157,9 @@ class Inventory:
             assert isinstance(queue, TenantQueue)
             yield replace(intake.read_queue(queue), created=self._created(manifest.raw))
 
-    def _nodes(self) -> Iterator[Node]:
-        known = {_key(m) for kind in (names.POD_GROUP, names.DL_JOB) for m in self._of(kind)}
+    def _nodes(self, empty: Set[Key]) -> Iterator[Node]:
+        """`empty`: groups of no members, which cannot be read; what runs of them is somebody else's load."""
+        known = {_key(m) for kind in (names.POD_GROUP, names.DL_JOB) for m in self._of(kind)} - empty
         others: dict[str, list[PodRecord]] = {}
         for pod in self._pods():
             ours = pod.group is not None and Key(pod.namespace, pod.group) in known

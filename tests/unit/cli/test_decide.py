@@ -113,8 +113,11 @@ def test_one_wrong_object_that_a_cluster_has_let_in_concerns_its_owner_only() ->
     """A file of the user's own is refused; a cluster's is a row that says why, and the others get their answers."""
     refused = run(QUEUES, NODE, WRONG, group("gb", "b", 1, 1))
     assert (refused.exit_code, "pytorch" in refused.stderr) == (2, True)
-    documents = [yaml.safe_load(text) for text in (*QUEUES.split("---"), NODE, WRONG, group("gb", "b", 1, 1))]
+    texts = (*QUEUES.split("---"), NODE, WRONG, pod("wrong-0", "wrong"), group("gb", "b", 1, 1))
+    documents = [yaml.safe_load(text) for text in texts]
     found = Inventory([Manifest("cluster", raw, let_in=True) for raw in documents if raw], now=1e9)
+    (node,) = found.snapshot(None).nodes
+    assert node.used_by_others["nvidia.com/gpu"] == 1
     told = {decision.key.name: decision for decision in decide(found.snapshot(None)).decisions}
     assert told["wrong"].reason is Reason.MISCONFIGURED
     assert "pytorch" in told["wrong"].message
