@@ -29,6 +29,7 @@ from dl2.controller.outcome import Outcome, put_status
 from dl2.controller.progress import Progress
 from dl2.controller.resizing import SCALED, succeeded
 from dl2.controller.settings import PodSettings
+from dl2.controller.shapes import is_sizable
 from dl2.scheduling.plan import Reason
 from dl2.scheduling.quantities import format_quantity
 
@@ -52,7 +53,7 @@ class JobView:
     rejection: str = ""
     creating: frozenset[str] = frozenset()  # names of pods whose creation is under way
     token: str = ""  # a fresh random one, for a job that has none yet
-    scaled_by: str = ""  # the scaling policy that chose its shape
+    scaled_by: str = ""  # the scaling policy that has chosen its shape, or that of one role
 
     @property
     def group_status(self) -> Mapping[str, Any]:
@@ -90,7 +91,7 @@ def reconcile(view: JobView) -> Outcome:
     hot = None if view.framework.restarts_together else view.admitted
     status = job_status(
         view.entry, view.job, view.group_status, view.own_pods, roles, report, view.progress, view.now, hot,
-        view.scaled_by,
+        view.scaled_by if is_sizable(view.job) else "",
     )  # fmt: skip
     put_status(outcome, DL_JOBS, view.entry, status, OWNED)
     return outcome

@@ -13,7 +13,7 @@ from dl2.controller.rollout import Arm, bad_answer
 from dl2.scaling.beliefs import Belief, Measured
 from dl2.scaling.bounds import remaining
 from dl2.scaling.cutter import cut
-from dl2.scaling.guardrails import Limits, Restraint, Verdict, guard
+from dl2.scaling.guardrails import Limits, Restraint, Verdict, guard, within
 from dl2.scaling.interface import STOPPED, JobView, Observation, Policy, Scale, SpeedSample
 from dl2.scheduling.snapshot import Key, Snapshot
 
@@ -88,13 +88,51 @@ def judge(
         usable = answer is not None and not answer.error
         wishes[job.id] = answer.scales.get(job.id, STOPPED) if answer and usable else job.current
     asked = cut(observation, wishes).scales
-    verdicts = guard(observation, asked, beliefs, question.restraints, question.limits)
+    verdicts = _granted(
+        question,
+        observation,
+        beliefs,
+        guard(observation, asked, beliefs, question.restraints, question.limits),
+    )
     speeds = {
         job.id: (beliefs[job.id].at(job.current), beliefs[job.id].at(verdicts[job.id].given))
         for job in observation.jobs
         if job.id in beliefs and job.current != STOPPED
     }
     return Round(verdicts, speeds, *_compared(observation, answers, beliefs))
+
+
+def _granted(
+    question: Question,
+    observation: Observation,
+    beliefs: Mapping[str, Belief],
+    verdicts: Mapping[str, Verdict],
+) -> Mapping[str, Verdict]:
+    """`verdicts` without growth that admission would not grant: free room and shares count what others hold by right."""
+    growing = [
+        job for job in observation.jobs if job.current != STOPPED and _grows(job, verdicts[job.id].given)
+    ]
+    if not growing:
+        return verdicts
+    keys = {str(key): key for key in question.jobs}
+    wanted = {keys[id]: verdict.given for id, verdict in verdicts.items() if id in keys}
+    granted = sizing.granted(question.snapshot, wanted)
+    found = dict(verdicts)
+    for job in growing:
+        if job.id in keys:
+            found[job.id] = within(
+                job,
+                verdicts[job.id],
+                granted[keys[job.id]],
+                beliefs.get(job.id),
+                question.restraints.get(job.id, Restraint()),
+                question.limits,
+            )
+    return found
+
+
+def _grows(job: JobView, to: Scale) -> bool:
+    return to.workers > job.current.workers or to.servers > job.current.servers
 
 
 def _compared(

@@ -16,11 +16,11 @@ from typing import TypeVar
 
 import structlog
 
-from dl2.api import DLJob, conditions, dljob
+from dl2.api import DLJob, PodGroup, conditions, dljob
 from dl2.api.conditions import parse_time
-from dl2.api.names import JobCondition
+from dl2.api.names import SCALED_BY, JobCondition
 from dl2.api.scalingpolicy import ScalingPolicySpec
-from dl2.cluster.resources import DL_JOBS, SCALING_POLICIES
+from dl2.cluster.resources import DL_JOBS, POD_GROUPS, SCALING_POLICIES
 from dl2.cluster.store import Entry, Store
 from dl2.controller import rollout, rounds
 from dl2.controller.decisionlog import DecisionLog, LogError, OutcomeRow, VerdictRow
@@ -151,14 +151,28 @@ class Scaler:
             progress = self._controller.collector.latest(job.uid)
             jobs[job.key] = _with_progress(job.value, progress)
             samples[job.key] = self._sampled(job, group, progress)
-            restraints[str(job.key)] = self._restraint(job, group)
             arms[str(job.key)] = rollout.arm_of(job.uid, group.queue, stage, spec.canary)
             if group.admitted:
+                if job.uid not in self._running:
+                    self._adopt(job, group, arms[str(job.key)])
                 self._running[job.uid] = job.key
+            restraints[str(job.key)] = self._restraint(job, group)
         limits = Limits(spec.guardrails.max_scale_step, spec.guardrails.min_gain_percent / 100)
         return Question(
             self._controller.snapshot(now), jobs, samples, restraints, arms, limits, spec.interval_seconds
         )
+
+    def _adopt(self, job: Entry, group: Group, arm: Arm) -> None:
+        """Go on following a resize that was under way when the operator ended: its PodGroup still asks for it."""
+        has, asked = admitted_shape(group), shape_of(group.members)
+        joining = conditions.is_true(job.status.get("conditions") or (), JobCondition.SCALING)
+        known = self._store.get(POD_GROUPS, *job.key)
+        if known is None or not isinstance(known.value, PodGroup) or (has == asked and not joining):
+            return
+        policy = known.value.metadata.annotations.get(SCALED_BY, "")
+        if policy:
+            before = has if has != asked else _ready(job)
+            self._changes[job.uid] = Change(before, asked, time.time(), arm, policy, None)
 
     def _sampled(self, job: Entry, group: Group, progress: Progress | None) -> tuple[SpeedSample, ...]:
         """What was measured of a job; its newest report counts if it trains, whole, in the shape that it has."""
@@ -285,9 +299,7 @@ class Scaler:
 
     def _judged(self, change: Change, entry: Entry, group: Group) -> tuple[str, str]:
         """(kind, message) of a change that has come to its end; ("", "") of one that is under way."""
-        ready = Scale(
-            *(int((entry.status.get(role) or {}).get("ready") or 0) for role in ("workers", "servers"))
-        )
+        ready = _ready(entry)
         shapes = f"{_text(change.before)} to {_text(change.target)}"
         admitted, told = admitted_shape(group), entry.status.get("conditions") or ()
         if admitted == ready == change.target and not conditions.is_true(told, JobCondition.SCALING):
@@ -352,6 +364,10 @@ def _with_progress(job: DLJob, progress: Progress | None) -> DLJob:
         return job
     told = dljob.Progress(epoch=progress.epoch, step=progress.step)
     return job.model_copy(update={"status": dljob.DLJobStatus(progress=told)})
+
+
+def _ready(job: Entry) -> Scale:
+    return Scale(*(int((job.status.get(role) or {}).get("ready") or 0) for role in ("workers", "servers")))
 
 
 def _text(scale: Scale) -> str:

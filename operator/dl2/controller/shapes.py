@@ -27,13 +27,14 @@ def chosen(job: DLJob, group: PodGroup | None, target: Target | None) -> tuple[D
     """(`job` in the shape that a policy has chosen for it, that policy, whether its PodGroup has this shape).
 
     Without a new target it keeps the shape that its PodGroup was given by a policy; without any it is as it was
-    written.
+    written. Somebody who names a number of replicas decides about these alone: the other role stays as it is, and so
+    does this one when he leaves the number to the policy again.
     """
-    if not is_sizable(job):
+    if not may_be_sized(job):
         return job, "", True
     has_scale = shape_of(group.spec.members) if group else STOPPED
     scaled_by = group.metadata.annotations.get(names.SCALED_BY, "") if group else ""
-    if target is None:
+    if target is None or not is_sizable(job):
         if not scaled_by:
             return job, "", True
         target = Target(has_scale, scaled_by)
@@ -66,8 +67,13 @@ def admitted_shape(group: Group) -> Scale:
     return Scale(given.get(names.WORKER, 0), given.get(names.SERVER, 0))
 
 
+def may_be_sized(job: DLJob) -> bool:
+    """A static job would have to restart."""
+    return job.spec.scaling.mode == "Auto" and job.spec.runtime == "elastic"
+
+
 def is_sizable(job: DLJob) -> bool:
-    """Whoever names a number of replicas decides himself, and a static job would have to restart."""
+    """Whoever names a number of replicas decides himself."""
     spec = job.spec
     fixed = spec.workers.wanted or (spec.servers and spec.servers.wanted)
-    return spec.scaling.mode == "Auto" and spec.runtime == "elastic" and not fixed
+    return may_be_sized(job) and not fixed

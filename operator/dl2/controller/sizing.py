@@ -12,11 +12,13 @@ from dl2.api import DLJob, names
 from dl2.controller.shapes import admitted_shape
 from dl2.scaling.cutter import cut
 from dl2.scaling.interface import STOPPED, JobView, NodeView, Observation, Policy, Scale, SpeedSample
+from dl2.scheduling.apply import settle
 from dl2.scheduling.decide import decide
 from dl2.scheduling.snapshot import CapacityMode, Group, Key, Snapshot
 
 INTERVAL = 60.0  # seconds, where no ScalingPolicy says otherwise
 _ENOUGH = 1 << 40
+_PASSES = 3  # who gives back leaves, who grows takes that; few steps come after
 Sizable = Mapping[Key, DLJob]
 
 
@@ -30,6 +32,17 @@ def sized(snapshot: Snapshot, jobs: Sizable, policy: Policy, interval: float = I
     keys = {str(key): key for key in jobs}
     given = {keys[job.id]: _at_least(scales.get(job.id, STOPPED), job.minimum) for job in observation.jobs}
     return _with_counts(snapshot, given)
+
+
+def granted(snapshot: Snapshot, scales: Mapping[Key, Scale]) -> dict[Key, Scale]:
+    """What admission would leave the groups of `scales` with if they were to ask for that."""
+    current = _with_counts(snapshot, scales)
+    for _ in range(_PASSES):
+        plan = decide(current)
+        if not plan.actions:
+            break
+        current = settle(current, plan)
+    return {group.key: admitted_shape(group) for group in current.groups if group.key in scales}
 
 
 def observe(snapshot: Snapshot, jobs: Sizable, interval: float) -> Observation:

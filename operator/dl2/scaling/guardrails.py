@@ -27,6 +27,7 @@ class Ruling(StrEnum):
     SMALL_GAIN = "SmallGain"
     NOT_WORTH_PAUSE = "NotWorthPause"
     BEYOND_SHARE = "BeyondShare"
+    NO_ROOM = "NoRoom"
     LARGEST_STEP = "LargestStep"
     MINIMUM = "Minimum"
 
@@ -161,6 +162,30 @@ def _reason_against(
                 f"saves {saved:.1f} s at best and costs a pause of {restraint.pause:.1f} s",
             )
     return None
+
+
+def within(
+    job: JobView,
+    verdict: Verdict,
+    granted: Scale,
+    belief: Belief | None,
+    restraint: Restraint,
+    limits: Limits,
+) -> Verdict:
+    """`verdict` on a running job where admission would grant it no more than `granted`.
+
+    It grows as far as that, if that is worth it, or not at all. What it gives back it gives back.
+    """
+    kept = _kept(job, verdict)
+    room = Scale(
+        *(max(has, min(want, most)) for has, want, most in zip(kept, verdict.given, granted, strict=True))
+    )
+    if room == verdict.given:
+        return verdict
+    if room != kept and _reason_against(job, room, belief, restraint, limits) is not None:
+        room = job.current
+    message = f"as things are {granted.workers}x{granted.servers} would be admitted"
+    return Verdict(verdict.asked, room, Ruling.NO_ROOM, message)
 
 
 def _inside_shares(observation: Observation, verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:

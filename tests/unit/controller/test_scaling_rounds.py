@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from dl2.api import names
+from dl2.cluster.resources import POD_GROUPS
+from dl2.cluster.store import Store
 from dl2.controller import rounds
 from dl2.controller.rollout import Arm, Trigger
 from dl2.controller.rounds import Answer, Question
@@ -16,10 +21,10 @@ from dl2.controller.scaler import Change, Scaler, Seat
 from dl2.controller.threads import in_thread
 from dl2.controller.trial import _fault
 from dl2.scaling.beliefs import Measured
-from dl2.scaling.guardrails import Limits
+from dl2.scaling.guardrails import Limits, Ruling
 from dl2.scaling.interface import JobView, NodeView, Observation, Scale, SpeedSample
-from dl2.scheduling.snapshot import Admitted, Group, Key, Snapshot
-from tests.unit.controller.objects import job
+from dl2.scheduling.snapshot import Admitted, Group, Key, Member, Node, Pod, Queue, Snapshot
+from tests.unit.controller.objects import condition, job, raw
 
 
 def view(name: str) -> JobView:
@@ -57,6 +62,75 @@ def test_each_job_is_given_the_answer_of_its_arm(
 ) -> None:
     verdicts = judged(answers, arms).verdicts
     assert [verdicts[name].given.workers for name in ("a", "b")] == given
+
+
+def running(name: str, workers: int, least: int, elastic: bool = True) -> Group:
+    """A group of the queue of its name with 1-CPU workers on the only node."""
+    pods = tuple(
+        Pod(f"{name}-{i}", "worker", f"{name}-{i}", {"cpu": 1000}, "n", ready=True) for i in range(workers)
+    )
+    return Group(
+        Key(name, name), name, (Member("worker", workers, least, {"cpu": 1000}),), created=1.0,
+        admitted={"worker": Admitted(workers)}, admitted_at=1.0, ready_at=2.0, elastic=elastic, pods=pods,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("others", "least", "elastic", "asked", "given", "ruling"),
+    [
+        (6, 6, False, 4, 2, Ruling.NO_ROOM),  # over its share, but nobody is evicted for growth
+        (5, 5, False, 4, 3, Ruling.NO_ROOM),
+        (6, 1, True, 4, 4, Ruling.AS_ASKED),  # it gives back what is above its share
+        (6, 1, True, 6, 4, Ruling.NO_ROOM),  # and no more
+        (3, 3, False, 4, 4, Ruling.AS_ASKED),
+        (6, 6, False, 1, 1, Ruling.AS_ASKED),
+    ],
+)
+def test_a_job_is_not_made_to_ask_for_what_admission_would_not_grant(
+    others: int, least: int, elastic: bool, asked: int, given: int, ruling: Ruling
+) -> None:
+    """Two queues of equal weight and no guarantee on eight CPUs: half is the share of each."""
+    groups = (running("a", others, least, elastic), running("b", 2, 1))
+    queues = tuple(Queue(name, namespace_selector=(), created=1.0) for name in ("a", "b"))
+    snapshot = Snapshot(100.0, queues, groups, (Node("n", {"cpu": 8000, "pods": 100}),))
+    mine = replace(
+        view("b/b"), queue="b", minimum=Scale(1, 0), maximum=Scale(8, 0), current=Scale(2, 0),
+        worker_requests={"cpu": 1000}, samples=(),
+    )  # fmt: skip
+    seen = Observation(100.0, 60.0, (mine,), (NodeView("n", {"cpu": 8000}, {"cpu": 8000}),), {})
+    question = Question(snapshot, {Key("b", "b"): job().value}, {}, {}, {}, Limits(4, 0.0), 60.0)
+    answer = Answer("p", {"b/b": Scale(asked, 0)})
+    verdict = rounds.judge(question, seen, {Arm.CHAMPION: answer}, Measured()).verdicts["b/b"]
+    assert (verdict.given, verdict.ruling) == (Scale(given, 0), ruling)
+    assert bool(verdict.message) == (ruling is Ruling.NO_ROOM)
+
+
+@pytest.mark.parametrize(
+    ("admitted", "scaling", "by", "followed"),
+    [
+        (2, False, "drf", (Scale(2, 1), Scale(5, 1))),  # not granted yet
+        (5, True, "drf", (Scale(3, 1), Scale(5, 1))),  # granted; three of them are ready
+        (5, False, "drf", None),  # it has come to its end
+        (2, False, "", None),  # no policy has chosen that
+    ],
+)
+def test_a_resize_under_way_is_followed_after_a_restart(
+    admitted: int, scaling: bool, by: str, followed: tuple[Scale, Scale] | None
+) -> None:
+    store, meta = Store(), {"annotations": {names.SCALED_BY: by}} if by else {}
+    members = [{"name": n, "count": c, "requests": {"cpu": "1"}} for n, c in (("worker", 5), ("server", 1))]
+    store.upsert(POD_GROUPS, raw("PodGroup", "j", {"queue": "team-a", "members": members}, **meta))
+    status = {
+        "conditions": [condition("Scaling")] if scaling else [], "workers": {"ready": 3}, "servers": {"ready": 1},
+    }  # fmt: skip
+    group = Group(
+        Key("team-a", "j"), "team-a", (Member("worker", 5, 1), Member("server", 1, 1)),
+        admitted={"worker": Admitted(admitted), "server": Admitted(1)},
+    )  # fmt: skip
+    scaler = SimpleNamespace(_store=store, _changes={})
+    Scaler._adopt(scaler, job(status=status), group, Arm.CHAMPION)  # type: ignore[arg-type]
+    changes = [(change.before, change.target) for change in scaler._changes.values()]
+    assert changes == ([followed] if followed else [])
 
 
 def test_agreement_and_gain_are_told_where_both_have_answered() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dl2.scaling.beliefs import Belief
-from dl2.scaling.guardrails import Limits, Restraint, Ruling, guard
+from dl2.scaling.guardrails import Limits, Restraint, Ruling, Verdict, guard, within
 from dl2.scaling.interface import JobView, Observation, Scale, SpeedSample
 from dl2.scaling.lattice import shapes_between
 
@@ -54,6 +54,31 @@ def test_a_running_job_is_given(
 ) -> None:
     verdict = guard(seen(JOB), {"job": asked}, {"job": belief(per_pod)}, {"job": restraint}, LIMITS)["job"]
     assert (verdict.asked, verdict.given, verdict.ruling) == (asked, given, ruling)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "granted", "per_pod", "given", "ruling"),
+    [
+        (Scale(5, 3), Scale(5, 3), 0.1, Scale(5, 3), Ruling.AS_ASKED),
+        (Scale(5, 3), Scale(4, 2), 0.1, Scale(4, 2), Ruling.NO_ROOM),
+        (Scale(5, 3), Scale(4, 2), 0.005, JOB.current, Ruling.NO_ROOM),  # not worth a pause any more
+        (
+            Scale(5, 3),
+            Scale(1, 1),
+            0.1,
+            JOB.current,
+            Ruling.NO_ROOM,
+        ),  # others are about to take from it: not its wish
+        (Scale(1, 3), Scale(1, 2), 0.1, JOB.current, Ruling.NO_ROOM),  # as fast as it is
+        (Scale(1, 1), Scale(1, 1), 0.1, Scale(1, 1), Ruling.AS_ASKED),
+    ],
+)
+def test_where_admission_would_grant_less(
+    wanted: Scale, granted: Scale, per_pod: float, given: Scale, ruling: Ruling
+) -> None:
+    asked = Verdict(wanted, wanted, Ruling.AS_ASKED)
+    verdict = within(JOB, asked, granted, belief(per_pod), Restraint(), LIMITS)
+    assert (verdict.given, verdict.ruling) == (given, ruling)
 
 
 @pytest.mark.parametrize(
