@@ -125,6 +125,11 @@ def _suites() -> dict[str, Suite]:
             tuple((replace(recipe, unlabelled=1.0), quiet) for recipe in _SLOTTED_VARIANTS),
         ),
         Suite(
+            "slotted-users",
+            "the same, labels are the names of eight users who train anything",
+            tuple((replace(recipe, users=8), quiet) for recipe in _SLOTTED_VARIANTS),
+        ),
+        Suite(
             "guarded",
             "slotted as in the operator: jobs start in between, guardrails as they are by default",
             tuple((recipe, Settings(clock=Clock.OPERATOR)) for recipe in _SLOTTED_VARIANTS),

@@ -59,6 +59,7 @@ class Recipe:
     families: tuple[str, ...] = ("table",)  # "table": the models of `physics` as they stand
     labels: int = 8  # kinds of jobs
     unlabelled: float = 0.0  # part of the jobs that carry no label
+    users: int = 0  # labels are the names of so many users, who train anything; 0: of what is trained
     gpus: tuple[int, ...] = (0, 1)  # of a worker, drawn per kind
     maximum: Scale = _LARGEST
     queues: tuple[Queue, ...] = ()
@@ -77,6 +78,7 @@ class _Kind:
 def draw(recipe: Recipe, seed: int) -> Workload:
     """The workload of `seed`; equal recipes and seeds give equal workloads."""
     rng = np.random.default_rng([seed, 0x0D12])
+    owner = np.random.default_rng([seed, 0x05E2]).integers(max(1, recipe.users), size=recipe.jobs)
     kinds = [_kind(recipe, n, rng) for n in range(recipe.labels)]
     nodes = nodes_of(recipe.nodes, recipe.node)
     of = rng.integers(len(kinds), size=recipe.jobs)
@@ -89,9 +91,10 @@ def draw(recipe: Recipe, seed: int) -> Workload:
     for n, at in enumerate(times):
         kind = kinds[of[n]]
         labelled = rng.random() >= recipe.unlabelled
+        label = f"user-{owner[n]}" if recipe.users else kind.label
         jobs.append(
             Job(
-                f"job-{n:04d}", float(at), kind.label if labelled else None,
+                f"job-{n:04d}", float(at), label if labelled else None,
                 float(max(1.0, kind.speed(_reference(kind)) * minutes[n] * 60.0)),
                 queues[int(rng.integers(len(queues)))], 0, kind.worker, kind.server,
                 Scale(1, min(1, kind.maximum.servers)), kind.maximum, kind.speed,

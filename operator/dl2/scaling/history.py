@@ -1,86 +1,37 @@
 """What was measured, pooled by kind of job: jobs of one label and equal pods share their samples.
 
 Pooling is what makes online fitting work: a new job of a known label starts with everything its predecessors
-measured. Samples of jobs that have left are remembered here; everything else is in the observation.
+measured. A label that says little (a user's name, one for all) misleads instead: it is believed as long as its jobs do
+not contradict each other (`dl2.scaling.labels`); from then on each of them is a kind of its own, as without a label.
+Samples of jobs that have left are remembered here; everything else is in the observation.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Hashable, Sequence, Set
-from dataclasses import dataclass, field
 
-from dl2.scaling.interface import JobView, Observation, Scale, SpeedSample
+from dl2.scaling.cells import Kind
+from dl2.scaling.interface import JobView, Observation, SpeedSample
+from dl2.scaling.labels import Labels
 
 # ("model", label) or ("job", id), and the requests of a worker and of a server.
 Name = tuple[tuple[str, str], tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]]
 MOST_KINDS = 512  # unlabelled jobs are kinds of their own; the ones unused for longest are forgotten
-_LATEST = 64  # samples of a kind that can be told one by one
-_RECENT = 12.0  # a shape's mean forgets samples older than about so many, to follow drift
 _FASTEST = 1e9  # epochs a second: nothing trains faster, whatever is told
-_KNOWN = 3.0  # from so many samples at a shape on,
-_STEP = math.log(2.0)  # one more moves its mean as if it were no further off than this
-
-
-@dataclass(slots=True)
-class Cell:
-    """All samples of one kind at one shape: weighted count, mean and sum of squares of the log of the speed."""
-
-    weight: float = 0.0
-    mean: float = 0.0
-    squares: float = 0.0
-
-    def add(self, value: float) -> None:
-        """One sample; what is wildly off what is known counts as a little off, so that one liar does little harm."""
-        if self.weight >= _KNOWN:
-            value = min(max(value, self.mean - _STEP), self.mean + _STEP)
-        self.weight *= 1.0 - 1.0 / _RECENT if self.weight > _RECENT else 1.0
-        self.weight += 1.0
-        step = value - self.mean
-        self.mean += step / self.weight
-        self.squares = min(self.squares + step * (value - self.mean), _RECENT)
-
-    def merge(self, other: Cell) -> None:
-        """Take in another's samples (Chan et al., 1979)."""
-        weight, step = self.weight + other.weight, other.mean - self.mean
-        self.squares += other.squares + step**2 * self.weight * other.weight / weight
-        self.mean += step * other.weight / weight
-        self.weight = weight
-
-
-@dataclass(slots=True)
-class Kind:
-    """One kind's cells. `version` counts samples, for those who keep what they fitted; `latest`: the last of them.
-
-    `jobs`: how many have been measured.
-    """
-
-    cells: dict[Scale, Cell] = field(default_factory=dict)
-    version: int = 0
-    jobs: int = 0
-    used_at: float = 0.0
-    latest: deque[tuple[Scale, float]] = field(default_factory=lambda: deque(maxlen=_LATEST))
-
-    def add(self, scale: Scale, value: float) -> None:
-        """One sample: the log of a speed."""
-        self.cells.setdefault(scale, Cell()).add(value)
-        self.latest.append((scale, value))
-        self.version += 1
-
-    @property
-    def samples(self) -> float:
-        return sum(cell.weight for cell in self.cells.values())
 
 
 def kind_of(job: JobView) -> Name:
     """Jobs of one kind are expected to train equally fast at equal scale."""
-    label = ("job", job.id) if job.model is None else ("model", job.model)
-    return (
-        label,
-        tuple(sorted(job.worker_requests.items())),
-        tuple(sorted(job.server_requests.items())),
-    )
+    return _alone(job) if job.model is None else _named(job, ("model", job.model))
+
+
+def _alone(job: JobView) -> Name:
+    return _named(job, ("job", job.id))
+
+
+def _named(job: JobView, label: tuple[str, str]) -> Name:
+    return label, tuple(sorted(job.worker_requests.items())), tuple(sorted(job.server_requests.items()))
 
 
 def is_unlabelled(name: Name) -> bool:
@@ -104,6 +55,7 @@ class History:
 
     def __init__(self) -> None:
         self.kinds: dict[Name, Kind] = {}
+        self._labels = Labels[Name]()
         self._read: dict[str, float] = {}  # job -> time of its last sample taken in
         self._now = -math.inf
 
@@ -112,21 +64,44 @@ class History:
         if observation.now < self._now:
             self.__init__()  # type: ignore[misc]
         self._now = observation.now
-        names = {job.id: kind_of(job) for job in observation.jobs}
         for job in sorted(observation.jobs, key=lambda job: job.id):
-            name = names[job.id]
-            kind = self.kinds.get(name) or self.kinds.setdefault(name, Kind())
-            kind.used_at = observation.now
-            after = self._read.get(job.id, -math.inf)
-            for sample in job.samples[_first_after(job.samples, after) :]:
-                speed = sample.epochs_per_second
-                if sample.scale.workers > 0 and 0 <= speed <= _FASTEST:
-                    kind.add(sample.scale, math.log(max(speed, 1e-12)))
-            if job.samples:
-                kind.jobs += job.id not in self._read
-                self._read[job.id] = max(after, job.samples[-1].at)
+            self._read_samples(job)
+        self._dissolve()
+        names = {job.id: self._kind_of(job) for job in observation.jobs}
+        for name in names.values():
+            self.kinds.setdefault(name, Kind()).used_at = observation.now
         self._forget(names.keys())
         return names
+
+    def _kind_of(self, job: JobView) -> Name:
+        return kind_of(job) if job.model is None or self._labels.believes(job.model) else _alone(job)
+
+    def _read_samples(self, job: JobView) -> None:
+        if not job.samples:
+            return
+        name, after = self._kind_of(job), self._read.get(job.id, -math.inf)
+        kind = self.kinds.setdefault(name, Kind())
+        for sample in job.samples[_first_after(job.samples, after) :]:
+            speed = sample.epochs_per_second
+            if sample.scale.workers > 0 and 0 <= speed <= _FASTEST:
+                value = math.log(max(speed, 1e-12))
+                if not is_unlabelled(name):
+                    self._labels.hear(
+                        name[0][1], _alone(job), sample.scale, value, kind.cells.get(sample.scale)
+                    )
+                kind.add(sample.scale, value)
+        kind.jobs += job.id not in self._read
+        self._read[job.id] = max(after, job.samples[-1].at)
+
+    def _dissolve(self) -> None:
+        """The jobs of labels that are not believed go on with what each has measured by itself."""
+        labelled = [name for name in self.kinds if not is_unlabelled(name)]
+        for name in labelled:
+            if not self._labels.believes(name[0][1]):
+                used_at = self.kinds.pop(name).used_at
+                for job, kind in self._labels.jobs(name[0][1]).items():
+                    kind.used_at = used_at
+                    self.kinds[job] = kind
 
     def _forget(self, active: Set[str]) -> None:
         self._read = {name: at for name, at in self._read.items() if name in active}
@@ -134,3 +109,5 @@ class History:
             by_use = sorted(self.kinds, key=lambda kind: (-self.kinds[kind].used_at, kind))
             kept = max(MOST_KINDS, sum(kind.used_at == self._now for kind in self.kinds.values()))
             self.kinds = {kind: self.kinds[kind] for kind in by_use[:kept]}
+            gone = by_use[kept:]
+            self._labels.forget({name[0][1] for name in gone if not is_unlabelled(name)})

@@ -9,7 +9,7 @@ import pytest
 
 from dl2.scaling import JobView, Observation, Scale, SpeedSample
 from dl2.scaling.beliefs import Measured
-from dl2.scaling.history import Cell, Kind
+from dl2.scaling.cells import Cell, Kind
 from dl2.scaling.kinship import Kinship
 from tests.unit.scaling.worlds import job, seen
 
