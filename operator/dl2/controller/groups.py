@@ -20,7 +20,7 @@ from dl2.cluster.applier import Verb, Write
 from dl2.cluster.resources import POD_GROUPS, PODS
 from dl2.cluster.store import Entry
 from dl2.controller import intake
-from dl2.controller.outcome import Notice, Outcome, put_status
+from dl2.controller.outcome import WRITE_REJECTED, Notice, Outcome, put_status
 from dl2.scheduling.explain import evicted
 from dl2.scheduling.items import leaving_first
 from dl2.scheduling.plan import Action, Decision, Reason
@@ -294,7 +294,7 @@ def _note_ready(view: GroupView, status: dict[str, Any], rejected: Sequence[str]
     if all(p.finished for p in view.pods):
         reason = _GONE if not view.job_uid else "PodsNotReady"
     if view.rejection:
-        reason, text = "WriteRejected", f"{text}; the API server refuses: {view.rejection}"
+        reason, text = WRITE_REJECTED, f"{text}; the API server refuses: {view.rejection}"
     if rejected:
         reason, text = "PodsRejected", rejected[0]
     _set(view, status, GroupCondition.PODS_READY, False, reason, text)

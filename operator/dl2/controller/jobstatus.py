@@ -14,6 +14,7 @@ from dl2.api.names import GroupCondition, JobCondition
 from dl2.cluster.store import Entry
 from dl2.controller import resizing
 from dl2.controller.frameworks import Role
+from dl2.controller.outcome import WRITE_REJECTED
 from dl2.controller.progress import Progress
 
 OWNED = (
@@ -234,7 +235,7 @@ def _running(
         )
     if report.rejection and not now_conditions.true(JobCondition.SUSPENDED):
         kind = JobCondition.ADMITTED if admitted else JobCondition.QUEUED
-        now_conditions.set(kind, True, "WriteRejected", f"the API server refuses: {report.rejection}")
+        now_conditions.set(kind, True, WRITE_REJECTED, f"the API server refuses: {report.rejection}")
 
 
 def _follow(status: dict[str, Any], job: DLJob, progress: Progress | None, running: bool) -> None:

@@ -10,10 +10,16 @@ from dl2.api import conditions, names
 from dl2.cluster.applier import Verb, Write
 from dl2.cluster.resources import Resource
 from dl2.cluster.store import Entry
+from dl2.scheduling.plan import Reason
 
 Status = Mapping[str, Any]
+WRITE_REJECTED = "WriteRejected"  # reason of a condition: the API server refuses what an object needs
 _WARNINGS = frozenset({
     names.GroupCondition.EVICTED, names.JobCondition.FAILED, names.PolicyCondition.ROLLED_BACK
+})  # fmt: skip
+# What has to be written differently before it can be used.
+_UNUSABLE = frozenset({
+    Reason.MISCONFIGURED, Reason.QUEUE_NOT_FOUND, Reason.NAMESPACE_NOT_ALLOWED, WRITE_REJECTED,
 })  # fmt: skip
 # Fields and parts of conditions that change all the time and that nobody waits for.
 _SOFT = frozenset({
@@ -104,7 +110,13 @@ def _transitions(resource: Resource, entry: Entry, before: Status, after: Status
     """One notice for every condition that became true; reserving quota goes without saying beside the admission."""
     was = before.get("conditions") or ()
     return [
-        Notice(entry, resource, condition["reason"], condition["message"], condition["type"] in _WARNINGS)
+        Notice(
+            entry,
+            resource,
+            condition["reason"],
+            condition["message"],
+            condition["type"] in _WARNINGS or condition["reason"] in _UNUSABLE,
+        )
         for condition in after.get("conditions") or ()
         if condition["status"] == "True"
         and condition["type"] != names.GroupCondition.QUOTA_RESERVED

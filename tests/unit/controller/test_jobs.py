@@ -290,8 +290,25 @@ def test_progress_becomes_fraction_and_expected_end() -> None:
     assert written["estimatedCompletion"] == "2027-01-15T08:02:30Z"
 
 
+@pytest.mark.parametrize(
+    ("reason", "warning"),
+    [
+        ("WaitingForQuota", False),
+        ("QueueNotFound", True),
+        ("NamespaceNotAllowed", True),
+        ("Misconfigured", True),
+    ],
+)
+def test_people_are_warned_of_what_they_have_to_write_differently(reason: str, warning: bool) -> None:
+    waits = group(SHAPE, more=[condition("QuotaReserved", False, reason)])
+    told = {notice.reason: notice.warning for notice in keep(job(), held=waits).notices}
+    assert told[reason] is warning
+
+
 def test_what_the_api_server_refuses_is_shown() -> None:
-    written = status(keep(job(), held=group(SHAPE), rejection="Pod j-worker-0: exceeded quota"))
+    outcome = keep(job(), held=group(SHAPE), rejection="Pod j-worker-0: exceeded quota")
+    assert [notice.warning for notice in outcome.notices if notice.reason == "WriteRejected"] == [True]
+    written = status(outcome)
     assert written["reason"] == "WriteRejected"
 
 
