@@ -8,7 +8,7 @@ out not to be needed is given back, the last victim first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from fractions import Fraction
@@ -274,19 +274,48 @@ class Hunt:
         )
 
     def _could_come_back(self, taken: Taken) -> bool:
-        rights, victim = self.rights, taken.run.item
-        if taken.right is not Right.FAIR or taken.means is Means.SHRINK or not may_take(victim, rights.asker):
+        """The victim itself, or somebody of its queue whom it would replace there by its priority."""
+        victim = taken.run.item
+        if taken.right is not Right.FAIR or taken.means is Means.SHRINK:
             return False
-        fork = rights.tree.fork(rights.asker.leaf, victim.leaf)
         counts = [0] * len(victim.shape.members)
         for cut in taken.cuts:
             counts[cut.n] += cut.count
         loss = victim.shape.quota(counts)
-        asked = [r for r, amount in enumerate(loss) if amount]
+        if self._could_take_back(victim, loss, loss):
+            return True
+        return any(
+            self._could_take_back(other, _sum(loss, [-r for r in held], least), least)
+            for other, held, least in self._replaced_by(victim, loss)
+        )
+
+    def _replaced_by(self, victim: Item, loss: Vector) -> Iterator[tuple[Item, Vector, Vector]]:
+        """Who stays in the victim's queue, of lower priority, with what each holds and needs at least; nobody where
+        their elastic pods are all that it takes."""
+        running = self.work.state.lines[victim.leaf.index].running.values()
+        gone = {taken.run.item.key for taken in self.taken if taken.means is not Means.SHRINK}
+        lower = [
+            (other, other.shape.quota(other.counts), other.shape.quota(tuple(map(min, other.counts, other.shape.least))))
+            for other in running
+            if other.key not in gone and other.leaf is victim.leaf and may_take(victim, other)
+        ]  # fmt: skip
+        spare = _sum(
+            *([has - needs for has, needs in zip(held, least, strict=True)] for _, held, least in lower)
+        )
+        if any(more > has for more, has in zip(loss, spare or self.rights.nothing, strict=True)):
+            yield from lower
+
+    def _could_take_back(self, victim: Item, more: Vector, asked: Vector) -> bool:
+        """Were its queue to hold so much `more`, could `victim` get what it asks for from the asker?"""
+        rights = self.rights
+        if not may_take(victim, rights.asker):
+            return False
+        fork = rights.tree.fork(rights.asker.leaf, victim.leaf)
+        contested = [r for r, amount in enumerate(asked) if amount]
         way_up = rights.asker.leaf.path[: rights.asker.leaf.path.index(fork.mine) + 1]
-        if not any(all(rights.held(node, r) > node.min[r] for node in way_up) for r in asked):
+        if not any(all(rights.held(node, r) > node.min[r] for node in way_up) for r in contested):
             return False  # the asker is within its min, and may lose nothing
-        asks = rights.tree.weighted_share(fork.theirs, rights.used[fork.theirs.index], loss)
+        asks = rights.tree.weighted_share(fork.theirs, rights.used[fork.theirs.index], more)
         before = rights.tree.weighted_share(fork.mine, rights.used[fork.mine.index], rights.nothing)
         return asks <= before or asks < rights.share(fork.mine)
 
@@ -315,3 +344,7 @@ def victim_key(item: Item, means: Means) -> VictimKey:
     group = item.group
     cost = group.resize_pause if means is Means.SHRINK else group.progress_lost
     return (group.priority, cost, -group.created, -(group.admitted_at or 0.0), sum(item.kept), group.key)
+
+
+def _sum(*vectors: Sequence[int]) -> Vector:
+    return tuple(map(sum, zip(*vectors, strict=True)))

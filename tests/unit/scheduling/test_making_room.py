@@ -475,6 +475,13 @@ def test_the_plan_names_the_borrowers():
         end={"a/new": "-", "b/e": "8"},
     ),
     Case(
+        "a victim does not come back by priority for somebody of its queue who takes the room back",
+        [q("a"), q("b", limits={GPU: Limits(4, 8)})],
+        [run("b/high", 4, prio=10), run("b/elastic", 4, 2), g("a/new", 3)],
+        nodes(1),
+        end={"a/new": "-", "b/high": "4", "b/elastic": "4"},
+    ),
+    Case(
         "two victims of two resources do not come back one by one",
         [
             q("a", limits={GPU: Limits(3, 9)}),
