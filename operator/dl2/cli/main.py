@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
+import sys
 from typing import Any
 
 import typer
@@ -14,6 +16,11 @@ from dl2 import compiled
 
 # Before numpy comes: its threads only wait for each other over matrices as small as ours, and take other people's cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# What a file or folder that was named can be in the way of: no defect of the program, so no traceback.
+_FILES = frozenset({
+    errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ENOENT, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS
+})  # fmt: skip
 
 _COMMANDS = {
     "run": ("dl2.cli.run", "Run the operator."),
@@ -73,4 +80,11 @@ def main(version: bool = typer.Option(False, "--version", help="Print the versio
 def run() -> None:
     """The program: with machine code where it was built. Who imports `app` decides that for himself."""
     compiled.prefer()
-    app(prog_name="dl2")
+    try:
+        app(prog_name="dl2")
+    except OSError as exc:
+        if exc.errno not in _FILES:
+            raise
+        where = f"{exc.filename}: " if exc.filename else ""
+        print(f"dl2: {where}{exc.strerror}", file=sys.stderr)
+        sys.exit(1)

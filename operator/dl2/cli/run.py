@@ -18,6 +18,7 @@ import typer
 
 from dl2 import compiled
 from dl2.cli import logs
+from dl2.cli.files import check_folder
 from dl2.cli.finetuner import FineTuner
 from dl2.cli.logs import LogFormat
 from dl2.cluster.client import ApiError, Credentials, KubeClient
@@ -82,6 +83,7 @@ def run(
     if fine_tune is not None:
         if decision_log is None:
             raise typer.BadParameter("needs --decision-log FILE to learn from", param_hint="--fine-tune")
+        check_folder(fine_tune, "--fine-tune")
         tuner = FineTuner(decision_log, fine_tune, fine_tune_seconds, credentials, log_format)
     operator = Operator(credentials, settings, host or "127.0.0.1", int(port), decision_log, tuner)
     lease = Lease.lasting(lease_seconds, lease_namespace) if leader_elect else None
