@@ -144,8 +144,9 @@ class DecisionLog:
         db.execute("DELETE FROM outcomes WHERE at < ?", (since,))
 
     # -- figures ----------------------------------------------------------------------------------------------------
-    def count_rounds(self, scaling_policy: str) -> int:
-        return int(self._one("SELECT count(*) FROM rounds WHERE scaling_policy = ?", scaling_policy)[0])
+    def count_rounds(self, scaling_policy: str, since: float = 0.0) -> int:
+        query = "SELECT count(*) FROM rounds WHERE scaling_policy = ? AND at >= ?"
+        return int(self._one(query, scaling_policy, since)[0])
 
     def compared(self, scaling_policy: str, since: float) -> tuple[float | None, float | None, int]:
         """Mean agreement and predicted gain of the rounds since then, and how many of them told a gain."""

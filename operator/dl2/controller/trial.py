@@ -92,7 +92,8 @@ class Trial:
         Reads a file: not for the event loop.
         """
         spec: ScalingPolicySpec = entry.value.spec
-        window, challenger = now - 60.0 * spec.guardrails.window_minutes, spec.challenger or ""
+        created, challenger = parse_time(entry.created), spec.challenger or ""
+        window = max(created, now - 60.0 * spec.guardrails.window_minutes)  # what a namesake has shown is past
         history = entry.status.get("history") or ()
         moved = max(window, parse_time(history[-1]["time"]) if history else 0.0)
         agreement, gain, _ = self._log.compared(entry.name, window)
@@ -102,7 +103,7 @@ class Trial:
         failures = self._log.failures(Arm.CHALLENGER, challenger, moved)
         evidence = Evidence(_fault(answers.get(Arm.CHALLENGER)), failures, old, since, rounds, gain_since)
         return evidence, {
-            "decisions": self._log.count_rounds(entry.name),
+            "decisions": self._log.count_rounds(entry.name, created),
             "agreement": _rounded(agreement),
             "predictedGain": _rounded(gain),
             "observed": {"champion": rollout.observed(old), "challenger": rollout.observed(shown)},

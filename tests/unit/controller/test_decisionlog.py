@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dl2.api.conditions import format_time
+from dl2.cluster.resources import SCALING_POLICIES
 from dl2.controller.decisionlog import (
     DecisionLog,
     LogError,
@@ -20,7 +22,9 @@ from dl2.controller.decisionlog import (
     reading,
 )
 from dl2.controller.rollout import Arm
+from dl2.controller.trial import Trial
 from dl2.scaling.interface import Scale
+from tests.unit.controller.objects import NOW, entry, raw
 
 VERDICT = VerdictRow("ns/job", "u1", "champion", "1x1", "2x1", None, "2x1", "2x1", "AsAsked", "", 0.1, 0.2)
 
@@ -133,3 +137,17 @@ def test_a_file_that_is_no_log_is_named(tmp_path: Path, content: bytes | None) -
 def test_a_folder_that_cannot_be_written_is_named() -> None:
     with pytest.raises(LogError, match="/proc/nowhere"):
         DecisionLog(Path("/proc/nowhere/log.db"))
+
+
+def test_a_scaling_policy_made_anew_begins_without_the_evidence_of_its_namesake() -> None:
+    log, born = DecisionLog(None), NOW + 1000.0
+    for at in (born - 5.0, born - 1.0, born + 5.0):
+        add(log, at)
+        log.add_outcome(resized(at, "ResizeFailed"))
+        log.add_outcome(resized(at, "Finished", seconds=100.0))
+    written = raw("ScalingPolicy", "training", {"champion": "drf", "challenger": "dl2", "stage": "Canary"})
+    written["metadata"]["creationTimestamp"] = format_time(born)
+    trial = Trial(None, None, log)  # type: ignore[arg-type]
+    evidence, figures = trial._evidence(entry(SCALING_POLICIES, written), {}, born + 60.0)
+    assert (evidence.rounds, evidence.failures, len(evidence.challenger.completion)) == (1, 1, 1)
+    assert figures["decisions"] == 1
