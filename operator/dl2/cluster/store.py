@@ -95,6 +95,9 @@ class Store:
         entries = self._pods_of.get(key)
         return [entry.value for entry in entries.values()] if entries else []
 
+    def pod_entries_of(self, key: Key) -> list[Entry]:
+        return list(self._pods_of.get(key, {}).values())
+
     def groups_with_pods(self) -> Iterator[Key]:
         return (key for key, pods in self._pods_of.items() if pods)
 

@@ -11,7 +11,8 @@ from secrets import token_hex
 
 import structlog
 
-from dl2.api import DLJob, PodGroup, conditions
+from dl2.api import DLJob, PodGroup, conditions, names
+from dl2.api.core import PodRecord
 from dl2.api.names import GroupCondition, JobCondition
 from dl2.cluster.applier import Applier, Write
 from dl2.cluster.client import ApiError, KubeClient
@@ -39,6 +40,7 @@ _SHORTEST_WAIT = 0.1  # for what time alone brings: it must not make a busy loop
 _LONGEST_PAUSE = 0.5
 _LONGEST_BACKLOG = 2.0
 _BROKEN_SECONDS = 30.0
+_STRAY_SECONDS = 30.0  # for which a pod may be there before its PodGroup
 
 
 class Controller:
@@ -162,6 +164,7 @@ class Controller:
         self._wakes.pop(key, None)
         if group is None and job is None:
             self.applier.forget(key)
+            self._tell_stray_pods(key, now)
             return
         if self._store.is_going(key.namespace):
             return  # and everything in it with it
@@ -175,6 +178,22 @@ class Controller:
             except Exception:
                 log.exception("object cannot be kept")
                 self._wakes[key] = now + _BROKEN_SECONDS
+
+    def _tell_stray_pods(self, key: Key, now: float) -> None:
+        """Pods that wait for a PodGroup that nobody has made; what a deleted job leaves behind goes by itself."""
+        for entry in self._store.pod_entries_of(key):
+            pod: PodRecord = entry.value
+            if not pod.gated or pod.deleting or (pod.owner and pod.owner[0] == names.DL_JOB):
+                continue
+            due = pod.created + _STRAY_SECONDS
+            if now < due:
+                self._wakes[key] = min(due, self._wakes.get(key, due))
+                continue
+            text = (
+                f"label {names.LABEL_POD_GROUP}={key.name}: there is no PodGroup of this name in namespace "
+                f"{key.namespace}; make it, or mend the label"
+            )
+            self.recorder.post(PODS, entry, "PodGroupNotFound", text, warning=True)
 
     def _keep_job(self, entry: Entry, group: Entry | None, now: float) -> Outcome:
         job = entry.value

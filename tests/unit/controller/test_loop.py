@@ -73,6 +73,31 @@ async def test_one_group_that_breaks_the_reader_gets_a_condition_and_the_others_
     assert (cursed["state"], cursed["reason"]) == ("Pending", "Misconfigured")
 
 
+@pytest.mark.parametrize(
+    ("after", "owner", "told"),
+    [(29.0, None, False), (31.0, None, True), (31.0, "Job", True), (31.0, "DLJob", False)],
+)
+async def test_a_pod_of_a_group_that_nobody_has_made_is_told(
+    after: float, owner: str | None, told: bool
+) -> None:
+    api = cluster()
+    owners = (
+        [{"apiVersion": "v1", "kind": owner, "name": "o", "uid": "u", "controller": True}] if owner else []
+    )
+    stray = gated_pod("misspelt")
+    stray["metadata"]["ownerReferences"] = owners
+    api.put(stray)
+    control, store = await controller(api)
+    key = Key(NAMESPACE, "misspelt")
+    (pod,) = store.pods_of(key)
+    control._tell_stray_pods(key, pod.created + after)
+    events = [control.recorder._queue.get_nowait() for _ in range(control.recorder._queue.qsize())]
+    assert [(e["reason"], e["type"], e["regarding"]["name"]) for e in events] == (
+        [("PodGroupNotFound", "Warning", "misspelt-0")] if told else []
+    )
+    assert bool(control._wakes) is (after < 30.0)  # it is looked at again when the time has come
+
+
 async def test_an_object_that_no_schema_would_have_let_in_gets_a_condition(subtests: Any) -> None:
     life = Life(cluster())
     life.api.put(group("sound"))
