@@ -66,7 +66,7 @@ class History:
         self._now = observation.now
         for job in sorted(observation.jobs, key=lambda job: job.id):
             self._read_samples(job)
-        self._dissolve()
+        self._dissolve(observation.jobs)
         names = {job.id: self._kind_of(job) for job in observation.jobs}
         for name in names.values():
             self.kinds.setdefault(name, Kind()).used_at = observation.now
@@ -93,15 +93,15 @@ class History:
         kind.jobs += job.id not in self._read
         self._read[job.id] = max(after, job.samples[-1].at)
 
-    def _dissolve(self) -> None:
+    def _dissolve(self, jobs: Sequence[JobView]) -> None:
         """The jobs of labels that are not believed go on with what each has measured by itself."""
-        labelled = [name for name in self.kinds if not is_unlabelled(name)]
-        for name in labelled:
-            if not self._labels.believes(name[0][1]):
-                used_at = self.kinds.pop(name).used_at
-                for job, kind in self._labels.jobs(name[0][1]).items():
-                    kind.used_at = used_at
-                    self.kinds[job] = kind
+        labels = {job.model for job in jobs if job.model is not None and not self._labels.believes(job.model)}
+        for name in [name for name in self.kinds if not is_unlabelled(name) and name[0][1] in labels]:
+            del self.kinds[name]
+        for label in sorted(labels):
+            for job, kind in self._labels.fall(label).items():
+                kind.used_at = self._now
+                self.kinds[job] = kind
 
     def _forget(self, active: Set[str]) -> None:
         self._read = {name: at for name, at in self._read.items() if name in active}

@@ -39,13 +39,16 @@ class _Label(Generic[Name]):
 
 
 class Labels(Generic[Name]):
-    """`Name`: what jobs are called."""
+    """`Name`: what jobs are called. A label that has fallen stays fallen: its jobs are known one by one from then on."""
 
     def __init__(self) -> None:
         self._labels: dict[str, _Label[Name]] = {}
+        self._fallen: set[str] = set()
         self._total = 0.0
 
     def believes(self, label: str) -> bool:
+        if label in self._fallen:
+            return False
         known = self._labels.get(label)
         evidence = known.evidence if known else 0.0
         others = min(max(self._total - _told(evidence), -_OTHERS), _OTHERS)
@@ -65,8 +68,9 @@ class Labels(Generic[Name]):
         if len(told.jobs) > _MOST_JOBS:
             told.forget_oldest()
 
-    def jobs(self, label: str) -> dict[Name, Kind]:
-        """What each of the jobs has measured that carry `label`; nobody has to remember it any more."""
+    def fall(self, label: str) -> dict[Name, Kind]:
+        """What each of the jobs has measured that carry `label`, which is not believed any more."""
+        self._fallen.add(label)
         known = self._labels.get(label)
         if known is None:
             return {}

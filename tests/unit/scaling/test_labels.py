@@ -85,3 +85,16 @@ def test_samples_are_not_lost_or_told_twice_when_a_label_falls() -> None:
         history.take_in(seen(*mine, now=now))
     assert sum(kind.samples for kind in history.kinds.values()) == len(mine) * len(SHAPES)
     assert [kind.jobs for kind in history.kinds.values()] == [1] * len(mine)
+
+
+def test_a_label_that_has_fallen_stays_fallen() -> None:
+    """Whatever is found of others: what its jobs measure is told to each of them, and to nobody twice."""
+    source = Measured()
+    source.beliefs(seen(*jobs("user", 1.0, 9.0, 0.1), now=900.0))
+    good = [each for label in ("a", "b", "c", "d") for each in jobs(label, 1.0, 1.0, 1.0)]
+    source.beliefs(seen(*jobs("user", 1.0, 9.0, 0.1), *good, now=960.0))
+    later = source.beliefs(
+        seen(told("later", "user", 300.0, at=970.0), job("next", model="user"), now=1000.0)
+    )
+    assert later["later"].samples == len(SHAPES)
+    assert later["next"].samples == 0
