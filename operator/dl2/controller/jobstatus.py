@@ -82,8 +82,10 @@ def job_status(
             _restart(status, conditions_now, old, roles, report, now)
         else:
             _resize(status, conditions_now, pods, roles, hot, progress)
-            if scaled_by and status["lastScaling"]:
-                status["lastScaling"] = {**status["lastScaling"], "policy": scaled_by}
+            counts = {role.name: role.count for role in roles}
+            status["lastScaling"] = resizing.explained(
+                status["lastScaling"], old.get("lastScaling"), counts, scaled_by
+            )
         _follow(status, job, progress, conditions_now.true(JobCondition.RUNNING))
     status["conditions"] = conditions_now.items
     state, reason = conditions.job_state(conditions_now.items)

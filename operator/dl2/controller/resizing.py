@@ -64,6 +64,22 @@ def told_of(progress: Progress | None) -> dict[str, Any] | None:
     }
 
 
+def explained(
+    told: Mapping[str, Any] | None, before: Mapping[str, Any] | None, asked: Mapping[str, int], policy: str
+) -> dict[str, Any] | None:
+    """`told` with who decided it and why, as it was `asked` for when it was first heard of."""
+    if not told:
+        return None
+    if before and before["time"] == told["time"]:
+        return {**told, **{key: before[key] for key in ("policy", "reason") if before.get(key)}}
+    short = any(told["to"][f"{role}s"] != asked.get(role, 0) for role in SCALED)
+    reason = "admission: there is no room for all that it asks for"
+    if not short:
+        reason = "the scaling policy asked for it" if policy else "its spec asks for it"
+    decided = {"policy": policy} if policy and not short else {}
+    return {**told, **decided, "reason": told.get("reason") or reason}
+
+
 def restarted(old: Mapping[str, Any], roles: Sequence[Role], now: float) -> dict[str, Any]:
     """`lastScaling` of a job that stops and starts again in another shape; its pause is known when it runs again."""
     counts = {role.name: role.count for role in roles}

@@ -567,6 +567,24 @@ def test_an_elastic_job_that_is_done_does_not_wait_for_a_worker_that_comes_too_l
     assert status(keep(job(runtime="elastic", status=RUNS), *pods, held=held))["state"] == state
 
 
+@pytest.mark.parametrize(
+    ("to", "scaled_by", "policy", "word"),
+    [((2, 1), "dl2", "dl2", "policy"), ((2, 1), "", None, "spec"), ((1, 1), "dl2", None, "admission")],
+)
+def test_the_last_scaling_says_who_decided_it_for_good(
+    to: tuple[int, int], scaled_by: str, policy: str | None, word: str
+) -> None:
+    """Of a job that asks for two workers and a server; what is asked for later changes nothing about it."""
+    progress = Progress(1, 9, 2.0, NOW, resize=Resize(NOW, (3, 1), to, 12, ""))
+    entry = job(runtime="elastic", status=RUNS)
+    first = status(keep(entry, *running(), held=admitted(), progress=progress, scaled_by=scaled_by))
+    assert first["lastScaling"].get("policy") == policy
+    assert word in first["lastScaling"]["reason"]
+    entry = job(workers=4, runtime="elastic", status=first)
+    later = status(keep(entry, *running(), held=admitted(), progress=progress, scaled_by="envelope"))
+    assert later["lastScaling"] == first["lastScaling"]
+
+
 def test_the_last_scaling_is_what_the_coordinator_tells() -> None:
     resize = Resize(NOW, (1, 1), (3, 2), 12, "worker-1 and worker-2 join")
     entry = job(runtime="elastic", status=RUNS)
