@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Annotated, Any
@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dl2.api.unknown import unknown_fields
 from dl2.cli import inputs
 from dl2.cluster.client import Credentials
-from dl2.controller.manifests import BadInput, Inventory
+from dl2.controller.manifests import BadInput, Inventory, Manifest
 from dl2.controller.sizing import sized
 from dl2.scaling.interface import Policy
 from dl2.scaling.registry import load_policy
@@ -66,6 +67,7 @@ def command(
             inputs.save(manifests, snapshot_to)
         inventory = Inventory(manifests, at)
         snapshot = inventory.snapshot(capacity)
+        _warn_of_unknown_fields(manifests)
         if policy:
             snapshot = sized(snapshot, inventory.sizable(), _policy(policy))
         end = settled_plan(snapshot) if settled else None
@@ -80,6 +82,17 @@ def command(
         typer.echo(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode())
     else:
         _show(answer)
+
+
+def _warn_of_unknown_fields(manifests: Iterable[Manifest]) -> None:
+    """As kubectl would refuse them; here they may come from another version, and all else of the object counts."""
+    for manifest in manifests:
+        if not manifest.let_in:
+            kind, metadata = manifest.raw["kind"], manifest.raw["metadata"]
+            name = "/".join(filter(None, (metadata.get("namespace"), metadata["name"])))
+            for field in unknown_fields(manifest.raw):
+                text = f"{manifest.source}: {kind} {name}: {field} is no field of a {kind}, and is not read"
+                typer.echo(f"dl2 decide: warning: {text}", err=True)
 
 
 def _policy(name: str) -> Policy:

@@ -71,6 +71,15 @@ status: {{phase: Running}}
 """
 
 
+def test_a_field_that_no_definition_has_is_told_beside_the_plan() -> None:
+    misspelt = group("ga", "a", 1, 1).replace("minCount: 1", "minCuont: 1")
+    result = run(QUEUES, NODE, misspelt)
+    assert plan(result)["ga"]["action"] == "Admit"
+    told = "PodGroup x/ga: spec.members[0].minCuont is no field of a PodGroup, and is not read"
+    assert result.stderr.splitlines() == [f"dl2 decide: warning: standard input: {told}"]
+    assert run(QUEUES, NODE, group("ga", "a", 1, 1)).stderr == ""
+
+
 def test_to_settle_waits_for_pods_that_are_on_their_way_out() -> None:
     leaving = pod("ga-1", "ga", ", deletionTimestamp: 2026-11-23T09:00:00Z")
     running = (group("ga", "a", 1, 1, admitted=1), pod("ga-0", "ga"), leaving)
