@@ -64,8 +64,11 @@ class History:
         if observation.now < self._now:
             self.__init__()  # type: ignore[misc]
         self._now = observation.now
+        known = {
+            job.id: self._kind_of(job) for job in observation.jobs
+        }  # a label may fall while they are read
         for job in sorted(observation.jobs, key=lambda job: job.id):
-            self._read_samples(job)
+            self._read_samples(job, known[job.id])
         self._dissolve(observation.jobs)
         names = {job.id: self._kind_of(job) for job in observation.jobs}
         for name in names.values():
@@ -76,10 +79,10 @@ class History:
     def _kind_of(self, job: JobView) -> Name:
         return kind_of(job) if job.model is None or self._labels.believes(job.model) else _alone(job)
 
-    def _read_samples(self, job: JobView) -> None:
+    def _read_samples(self, job: JobView, name: Name) -> None:
         if not job.samples:
             return
-        name, after = self._kind_of(job), self._read.get(job.id, -math.inf)
+        after = self._read.get(job.id, -math.inf)
         kind = self.kinds.setdefault(name, Kind())
         for sample in job.samples[_first_after(job.samples, after) :]:
             speed = sample.epochs_per_second

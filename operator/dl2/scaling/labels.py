@@ -21,7 +21,7 @@ _ALIKE, _APART = 0.15, 1.0  # deviations of the log of the speed among jobs of o
 _CREDIT = 4.0  # that a label has in advance
 _LEAST, _MOST = -3.0, 1.5  # what one job can say, and one label about the others
 _OTHERS = 4.0  # what all others together can say
-_MOST_JOBS = 256
+_MOST_JOBS, _MOST_FALLEN = 256, 4096
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class Labels(Generic[Name]):
 
     def __init__(self) -> None:
         self._labels: dict[str, _Label[Name]] = {}
-        self._fallen: set[str] = set()
+        self._fallen: dict[str, None] = {}  # the last to be asked about at the end
         self._total = 0.0
 
     def believes(self, label: str) -> bool:
@@ -70,7 +70,12 @@ class Labels(Generic[Name]):
 
     def fall(self, label: str) -> dict[Name, Kind]:
         """What each of the jobs has measured that carry `label`, which is not believed any more."""
-        self._fallen.add(label)
+        self._fallen.pop(label, None)
+        self._fallen[label] = None
+        if len(self._fallen) > _MOST_FALLEN:
+            oldest = next(iter(self._fallen))
+            del self._fallen[oldest]
+            self.forget({oldest})
         known = self._labels.get(label)
         if known is None:
             return {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dl2.scaling import JobView, Scale, SpeedSample
@@ -20,6 +22,10 @@ def told(name: str, label: str, level: float, at: float = 60.0) -> JobView:
 
 def jobs(label: str, *levels: float) -> list[JobView]:
     return [told(f"{label}-{n}", label, level) for n, level in enumerate(levels)]
+
+
+def with_samples(of: JobView, samples: tuple[SpeedSample, ...]) -> JobView:
+    return replace(of, samples=samples)
 
 
 def believed(*of: JobView) -> bool:
@@ -79,11 +85,15 @@ def test_what_is_found_of_some_labels_is_likely_of_the_others(
 
 
 def test_samples_are_not_lost_or_told_twice_when_a_label_falls() -> None:
-    mine = jobs("user", 1.0, 9.0, 0.1)
+    """It falls as the third of five jobs is read; each of them has told of a shape of its own before."""
+    mine = jobs("user", 1.0, 9.0, 0.1, 70.0, 3.0)
+    alone = [(SpeedSample(Scale(n + 8, 1), 1.0, 30.0),) for n in range(len(mine))]
     history = History()
+    history.take_in(seen(*map(with_samples, mine, alone), now=840.0))
+    whole = [with_samples(each, (*before, *each.samples)) for each, before in zip(mine, alone, strict=True)]
     for now in (900.0, 960.0):
-        history.take_in(seen(*mine, now=now))
-    assert sum(kind.samples for kind in history.kinds.values()) == len(mine) * len(SHAPES)
+        history.take_in(seen(*whole, now=now))
+    assert [kind.samples for kind in history.kinds.values()] == [1 + len(SHAPES)] * len(mine)
     assert [kind.jobs for kind in history.kinds.values()] == [1] * len(mine)
 
 
