@@ -30,8 +30,15 @@ def reference() -> str:
     return "\n".join([_HEAD, *(line for plural in _ORDER for line in _kind(plural))])
 
 
+def definition(plural: str) -> dict[str, Any]:
+    """`spec` of a CustomResourceDefinition."""
+    text = (resources.directory("crds") / f"{plural}.yaml").read_text()
+    spec: dict[str, Any] = yaml.load(text, Loader=yaml.CSafeLoader)["spec"]
+    return spec
+
+
 def _kind(plural: str) -> Iterator[str]:
-    spec = yaml.safe_load((resources.directory("crds") / f"{plural}.yaml").read_text())["spec"]
+    spec = definition(plural)
     names, (version,) = spec["names"], spec["versions"]
     schema = version["schema"]["openAPIV3Schema"]
     shorts = ", ".join(f"`{short}`" for short in names["shortNames"])

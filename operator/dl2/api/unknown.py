@@ -6,10 +6,8 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-import yaml
-
-from dl2 import resources
 from dl2.api import names
+from dl2.api.reference import definition
 
 Schema = Mapping[str, Any]
 _NOT_LOOKED_AT = frozenset({"apiVersion", "kind", "metadata", "status"})
@@ -25,8 +23,7 @@ def unknown_fields(raw: Mapping[str, Any]) -> list[str]:
 
 @lru_cache
 def _schema(plural: str) -> Schema:
-    text = (resources.directory("crds") / f"{plural}.yaml").read_text()
-    (version,) = yaml.load(text, Loader=yaml.CSafeLoader)["spec"]["versions"]
+    (version,) = definition(plural)["versions"]
     schema: Schema = version["schema"]["openAPIV3Schema"]
     return schema
 

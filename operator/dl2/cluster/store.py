@@ -92,11 +92,11 @@ class Store:
         return len(self._kinds[resource.kind])
 
     def pods_of(self, key: Key) -> list[PodRecord]:
-        entries = self._pods_of.get(key)
-        return [entry.value for entry in entries.values()] if entries else []
+        return [entry.value for entry in self.pod_entries_of(key)]
 
-    def pod_entries_of(self, key: Key) -> list[Entry]:
-        return list(self._pods_of.get(key, {}).values())
+    def pod_entries_of(self, key: Key) -> Iterable[Entry]:
+        entries = self._pods_of.get(key)
+        return entries.values() if entries else ()
 
     def groups_with_pods(self) -> Iterator[Key]:
         return (key for key, pods in self._pods_of.items() if pods)

@@ -81,11 +81,7 @@ def job_status(
         if hot is None:
             _restart(status, conditions_now, old, roles, report, now)
         else:
-            _resize(status, conditions_now, pods, roles, hot, progress)
-            counts = {role.name: role.count for role in roles}
-            status["lastScaling"] = resizing.explained(
-                status["lastScaling"], old.get("lastScaling"), counts, scaled_by
-            )
+            _resize(status, conditions_now, pods, roles, hot, progress, scaled_by)
         _follow(status, job, progress, conditions_now.true(JobCondition.RUNNING))
     status["conditions"] = conditions_now.items
     state, reason = conditions.job_state(conditions_now.items)
@@ -118,6 +114,7 @@ def _resize(
     roles: Sequence[Role],
     admitted: Mapping[str, int],
     progress: Progress | None,
+    scaled_by: str,
 ) -> None:
     """Members come and go while the others train: it runs as long as its minimum does."""
     all_ready, has_run = now_conditions.true(JobCondition.RUNNING), status["startTime"] is not None
@@ -126,7 +123,9 @@ def _resize(
     change = resizing.under_way(pods, admitted) if now_conditions.true(JobCondition.RUNNING) else None
     reason, message = change or ("Settled", "everybody who was admitted has joined")
     now_conditions.set(JobCondition.SCALING, change is not None, reason, message)
-    status["lastScaling"] = resizing.told_of(progress) or status["lastScaling"]
+    told, counts = resizing.told_of(progress), {role.name: role.count for role in roles}
+    if told is not None:
+        status["lastScaling"] = resizing.explained(told, status["lastScaling"], counts, scaled_by)
 
 
 class _Conditions:

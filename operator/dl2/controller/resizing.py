@@ -65,11 +65,9 @@ def told_of(progress: Progress | None) -> dict[str, Any] | None:
 
 
 def explained(
-    told: Mapping[str, Any] | None, before: Mapping[str, Any] | None, asked: Mapping[str, int], policy: str
-) -> dict[str, Any] | None:
+    told: Mapping[str, Any], before: Mapping[str, Any] | None, asked: Mapping[str, int], policy: str
+) -> dict[str, Any]:
     """`told` with who decided it and why, as it was `asked` for when it was first heard of."""
-    if not told:
-        return None
     if before and before["time"] == told["time"]:
         return {**told, **{key: before[key] for key in ("policy", "reason") if before.get(key)}}
     short = any(told["to"][f"{role}s"] != asked.get(role, 0) for role in SCALED)

@@ -13,7 +13,7 @@ from dl2.controller.rollout import Arm, bad_answer
 from dl2.scaling.beliefs import Belief, Measured
 from dl2.scaling.bounds import remaining
 from dl2.scaling.cutter import cut
-from dl2.scaling.guardrails import Limits, Restraint, Verdict, guard, within
+from dl2.scaling.guardrails import Limits, Restraint, Verdict, grows, guard, within
 from dl2.scaling.interface import STOPPED, JobView, Observation, Policy, Scale, SpeedSample
 from dl2.scheduling.snapshot import Key, Snapshot
 
@@ -88,12 +88,8 @@ def judge(
         usable = answer is not None and not answer.error
         wishes[job.id] = answer.scales.get(job.id, STOPPED) if answer and usable else job.current
     asked = cut(observation, wishes).scales
-    verdicts = _granted(
-        question,
-        observation,
-        beliefs,
-        guard(observation, asked, beliefs, question.restraints, question.limits),
-    )
+    guarded = guard(observation, asked, beliefs, question.restraints, question.limits)
+    verdicts = _granted(question, observation, beliefs, guarded)
     speeds = {
         job.id: (beliefs[job.id].at(job.current), beliefs[job.id].at(verdicts[job.id].given))
         for job in observation.jobs
@@ -109,30 +105,25 @@ def _granted(
     verdicts: Mapping[str, Verdict],
 ) -> Mapping[str, Verdict]:
     """`verdicts` without growth that admission would not grant: free room and shares count what others hold by right."""
-    growing = [
-        job for job in observation.jobs if job.current != STOPPED and _grows(job, verdicts[job.id].given)
-    ]
+    running = (job for job in observation.jobs if job.current != STOPPED)
+    growing = [job for job in running if grows(job, verdicts[job.id].given)]
     if not growing:
         return verdicts
-    keys = {str(key): key for key in question.jobs}
-    wanted = {keys[id]: verdict.given for id, verdict in verdicts.items() if id in keys}
-    granted = sizing.granted(question.snapshot, wanted)
-    found = dict(verdicts)
-    for job in growing:
-        if job.id in keys:
-            found[job.id] = within(
-                job,
-                verdicts[job.id],
-                granted[keys[job.id]],
-                beliefs.get(job.id),
-                question.restraints.get(job.id, Restraint()),
-                question.limits,
-            )
-    return found
-
-
-def _grows(job: JobView, to: Scale) -> bool:
-    return to.workers > job.current.workers or to.servers > job.current.servers
+    wanted = {key: verdicts[str(key)].given for key in question.jobs if str(key) in verdicts}
+    granted = {str(key): scale for key, scale in sizing.granted(question.snapshot, wanted).items()}
+    cuts = {
+        job.id: within(
+            job,
+            verdicts[job.id],
+            granted[job.id],
+            beliefs.get(job.id),
+            question.restraints.get(job.id, Restraint()),
+            question.limits,
+        )
+        for job in growing
+        if job.id in granted
+    }
+    return {**verdicts, **cuts}
 
 
 def _compared(

@@ -16,9 +16,9 @@ from typing import TypeVar
 
 import structlog
 
-from dl2.api import DLJob, PodGroup, conditions, dljob
+from dl2.api import DLJob, conditions, dljob
 from dl2.api.conditions import parse_time
-from dl2.api.names import SCALED_BY, JobCondition
+from dl2.api.names import JobCondition
 from dl2.api.scalingpolicy import ScalingPolicySpec
 from dl2.cluster.resources import DL_JOBS, POD_GROUPS, SCALING_POLICIES
 from dl2.cluster.store import Entry, Store
@@ -28,7 +28,7 @@ from dl2.controller.loop import Controller
 from dl2.controller.progress import Progress
 from dl2.controller.rollout import Arm
 from dl2.controller.rounds import Answer, Question
-from dl2.controller.shapes import Target, admitted_shape, is_sizable, shape_of
+from dl2.controller.shapes import Target, admitted_shape, is_sizable, scaled_by, shape_of
 from dl2.controller.threads import LoopTime, in_thread
 from dl2.controller.trial import Trial
 from dl2.scaling.beliefs import Measured
@@ -167,10 +167,8 @@ class Scaler:
         has, asked = admitted_shape(group), shape_of(group.members)
         joining = conditions.is_true(job.status.get("conditions") or (), JobCondition.SCALING)
         known = self._store.get(POD_GROUPS, *job.key)
-        if known is None or not isinstance(known.value, PodGroup) or (has == asked and not joining):
-            return
-        policy = known.value.metadata.annotations.get(SCALED_BY, "")
-        if policy:
+        policy = scaled_by(known.value) if known is not None else ""
+        if policy and (has != asked or joining):
             before = has if has != asked else _ready(job)
             self._changes[job.uid] = Change(before, asked, time.time(), arm, policy, None)
 

@@ -33,12 +33,17 @@ def chosen(job: DLJob, group: PodGroup | None, target: Target | None) -> tuple[D
     if not may_be_sized(job):
         return job, "", True
     has_scale = shape_of(group.spec.members) if group else STOPPED
-    scaled_by = group.metadata.annotations.get(names.SCALED_BY, "") if group else ""
+    by = scaled_by(group)
     if target is None or not is_sizable(job):
-        if not scaled_by:
+        if not by:
             return job, "", True
-        target = Target(has_scale, scaled_by)
+        target = Target(has_scale, by)
     return _shaped(job, target.scale), target.policy, has_scale == target.scale
+
+
+def scaled_by(group: object) -> str:
+    """The policy that has chosen the counts of a PodGroup; "" where none has, or it cannot be read."""
+    return group.metadata.annotations.get(names.SCALED_BY, "") if isinstance(group, PodGroup) else ""
 
 
 def _shaped(job: DLJob, scale: Scale) -> DLJob:

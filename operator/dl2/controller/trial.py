@@ -93,9 +93,8 @@ class Trial:
         """
         spec: ScalingPolicySpec = entry.value.spec
         created, challenger = parse_time(entry.created), spec.challenger or ""
-        window = max(
-            created, now - 60.0 * spec.guardrails.window_minutes
-        )  # what a namesake has shown is past
+        # What a namesake has shown is past.
+        window = max(created, now - 60.0 * spec.guardrails.window_minutes)
         history = entry.status.get("history") or ()
         moved = max(window, parse_time(history[-1]["time"]) if history else 0.0)
         agreement, gain, _ = self._log.compared(entry.name, window)

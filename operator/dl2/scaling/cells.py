@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from dl2.scaling.interface import Scale
 
+# ("model", label) or ("job", id), and the requests of a worker and of a server: what a kind is called.
+Name = tuple[tuple[str, str], tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]]
 _LATEST = 64  # samples of a kind that can be told one by one
 _RECENT = 12.0  # a shape's mean forgets samples older than about so many, to follow drift
 _KNOWN = 3.0  # from so many samples at a shape on,

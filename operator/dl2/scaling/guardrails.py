@@ -147,8 +147,7 @@ def _reason_against(
 
     What nobody has measured gets the benefit of the doubt: else a mistaken belief would never be put right.
     """
-    grows = step.workers > job.current.workers or step.servers > job.current.servers
-    if not grows or belief is None:
+    if not grows(job, step) or belief is None:
         return None
     before, after = belief.at(job.current), belief.at(step, deviations=_HOPE)
     gain = after / before - 1.0 if before > 0 else 1.0
@@ -162,6 +161,10 @@ def _reason_against(
                 f"saves {saved:.1f} s at best and costs a pause of {restraint.pause:.1f} s",
             )
     return None
+
+
+def grows(job: JobView, to: Scale) -> bool:
+    return to.workers > job.current.workers or to.servers > job.current.servers
 
 
 def within(

@@ -11,12 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence, Set
 
-from dl2.scaling.cells import Kind
+from dl2.scaling.cells import Kind, Name
 from dl2.scaling.interface import JobView, Observation, SpeedSample
 from dl2.scaling.labels import Labels
 
-# ("model", label) or ("job", id), and the requests of a worker and of a server.
-Name = tuple[tuple[str, str], tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]]
 MOST_KINDS = 512  # unlabelled jobs are kinds of their own; the ones unused for longest are forgotten
 _FASTEST = 1e9  # epochs a second: nothing trains faster, whatever is told
 
@@ -34,8 +32,14 @@ def _named(job: JobView, label: tuple[str, str]) -> Name:
     return label, tuple(sorted(job.worker_requests.items())), tuple(sorted(job.server_requests.items()))
 
 
+def label_of(name: Name) -> str | None:
+    """None: a job of its own."""
+    kind, label = name[0]
+    return label if kind == "model" else None
+
+
 def is_unlabelled(name: Name) -> bool:
-    return name[0][0] == "job"
+    return label_of(name) is None
 
 
 def requests_of(name: Name) -> Hashable:
@@ -55,7 +59,7 @@ class History:
 
     def __init__(self) -> None:
         self.kinds: dict[Name, Kind] = {}
-        self._labels = Labels[Name]()
+        self._labels = Labels()
         self._read: dict[str, float] = {}  # job -> time of its last sample taken in
         self._now = -math.inf
 
@@ -83,15 +87,13 @@ class History:
         if not job.samples:
             return
         after = self._read.get(job.id, -math.inf)
-        kind = self.kinds.setdefault(name, Kind())
+        kind, label = self.kinds.setdefault(name, Kind()), label_of(name)
         for sample in job.samples[_first_after(job.samples, after) :]:
             speed = sample.epochs_per_second
             if sample.scale.workers > 0 and 0 <= speed <= _FASTEST:
                 value = math.log(max(speed, 1e-12))
-                if not is_unlabelled(name):
-                    self._labels.hear(
-                        name[0][1], _alone(job), sample.scale, value, kind.cells.get(sample.scale)
-                    )
+                if label is not None:
+                    self._labels.hear(label, _alone(job), sample.scale, value, kind.cells.get(sample.scale))
                 kind.add(sample.scale, value)
         kind.jobs += job.id not in self._read
         self._read[job.id] = max(after, job.samples[-1].at)
@@ -99,8 +101,8 @@ class History:
     def _dissolve(self, jobs: Sequence[JobView]) -> None:
         """The jobs of labels that are not believed go on with what each has measured by itself."""
         labels = {job.model for job in jobs if job.model is not None and not self._labels.believes(job.model)}
-        for name in [name for name in self.kinds if not is_unlabelled(name) and name[0][1] in labels]:
-            del self.kinds[name]
+        if labels:
+            self.kinds = {name: kind for name, kind in self.kinds.items() if label_of(name) not in labels}
         for label in sorted(labels):
             for job, kind in self._labels.fall(label).items():
                 kind.used_at = self._now
@@ -112,5 +114,4 @@ class History:
             by_use = sorted(self.kinds, key=lambda kind: (-self.kinds[kind].used_at, kind))
             kept = max(MOST_KINDS, sum(kind.used_at == self._now for kind in self.kinds.values()))
             self.kinds = {kind: self.kinds[kind] for kind in by_use[:kept]}
-            gone = by_use[kept:]
-            self._labels.forget({name[0][1] for name in gone if not is_unlabelled(name)})
+            self._labels.forget({label for name in by_use[kept:] if (label := label_of(name)) is not None})

@@ -13,8 +13,8 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
-from dl2.scaling.cells import Cell, Kind
-from dl2.scaling.history import Name, is_unlabelled, requests_of
+from dl2.scaling.cells import Cell, Kind, Name
+from dl2.scaling.history import is_unlabelled, requests_of
 
 # (one kind, another): log of how much better one surface explains both than two do.
 Evidence = Callable[[Kind, Kind], float]

@@ -11,12 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Set
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
-from dl2.scaling.cells import Cell, Kind
+from dl2.scaling.cells import Cell, Kind, Name
 from dl2.scaling.interface import Scale
 
-Name = TypeVar("Name")
 _ALIKE, _APART = 0.15, 1.0  # deviations of the log of the speed among jobs of one model, and of any
 _CREDIT = 4.0  # that a label has in advance
 _LEAST, _MOST = -3.0, 1.5  # what one job can say, and one label about the others
@@ -25,7 +23,7 @@ _MOST_JOBS, _MOST_FALLEN = 256, 4096
 
 
 @dataclass(slots=True)
-class _Label(Generic[Name]):
+class _Label:
     """`jobs`: what each has measured by itself, the last to measure at the end."""
 
     evidence: float = 0.0
@@ -38,11 +36,13 @@ class _Label(Generic[Name]):
         del self.jobs[oldest]
 
 
-class Labels(Generic[Name]):
-    """`Name`: what jobs are called. A label that has fallen stays fallen: its jobs are known one by one from then on."""
+class Labels:
+    """What is thought of every label, and what its jobs have measured. One that has fallen stays fallen: its jobs are
+    known one by one from then on.
+    """
 
     def __init__(self) -> None:
-        self._labels: dict[str, _Label[Name]] = {}
+        self._labels: dict[str, _Label] = {}
         self._fallen: dict[str, None] = {}  # the last to be asked about at the end
         self._total = 0.0
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dl2.scaling.cells import Kind
-from dl2.scaling.history import History, Name
+from dl2.scaling.cells import Kind, Name
+from dl2.scaling.history import History
 from dl2.scaling.interface import Scale
 from dl2.scaling.kinship import Kinship
 from dl2.scaling.lattice import Floats, Ints, coordinates, nearest

@@ -297,7 +297,7 @@ class Hunt:
         lower = [
             (other, other.shape.quota(other.counts), other.shape.quota(tuple(map(min, other.counts, other.shape.least))))
             for other in running
-            if other.key not in gone and other.leaf is victim.leaf and may_take(victim, other)
+            if other.key not in gone and may_take(victim, other)
         ]  # fmt: skip
         spare = _sum(
             *([has - needs for has, needs in zip(held, least, strict=True)] for _, held, least in lower)
