@@ -183,8 +183,7 @@ class Hunt:
 
     def _member(self, item: Item) -> int | None:
         """The member to shrink: the one furthest above its minimum that holds what is asked for."""
-        run = self.work.runs.get(item.key)
-        counts = item.counts if run is None else run.counts
+        run, counts = self.work.runs.get(item.key), self._counts(item)
         best, most = None, Fraction(0)
         for n, member in enumerate(item.shape.members):
             spare = counts[n] - member.least - (run.grown[n] if run is not None else 0)
@@ -200,8 +199,12 @@ class Hunt:
             member = self._member(item)
             assert member is not None
             return item.shape.members[member].quota
+        return item.shape.quota(self._counts(item))
+
+    def _counts(self, item: Item) -> Sequence[int]:
+        """What it holds, after all that this pass has done."""
         run = self.work.runs.get(item.key)
-        return item.shape.quota(item.counts if run is None else run.counts)
+        return item.counts if run is None else run.counts
 
     def _take(self, item: Item, right: Right) -> None:
         run = self.work.run(item)
@@ -294,15 +297,15 @@ class Hunt:
         their elastic pods are all that it takes."""
         running = self.work.state.lines[victim.leaf.index].running.values()
         gone = {taken.run.item.key for taken in self.taken if taken.means is not Means.SHRINK}
-        lower = [
-            (other, other.shape.quota(other.counts), other.shape.quota(tuple(map(min, other.counts, other.shape.least))))
-            for other in running
-            if other.key not in gone and may_take(victim, other)
-        ]  # fmt: skip
-        spare = _sum(
-            *([has - needs for has, needs in zip(held, least, strict=True)] for _, held, least in lower)
-        )
-        if any(more > has for more, has in zip(loss, spare or self.rights.nothing, strict=True)):
+        lower, spare = [], self.rights.nothing
+        for other in running:
+            if other.key not in gone and may_take(victim, other):
+                counts = self._counts(other)
+                held = other.shape.quota(counts)
+                least = other.shape.quota(tuple(map(min, counts, other.shape.least)))
+                lower.append((other, held, least))
+                spare = _sum(spare, held, [-r for r in least])
+        if any(more > has for more, has in zip(loss, spare, strict=True)):
             yield from lower
 
     def _could_take_back(self, victim: Item, more: Vector, asked: Vector) -> bool:
