@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -12,7 +12,8 @@ from dl2.scheduling.items import Counts, Item
 from dl2.scheduling.reserve import Reservations
 from dl2.scheduling.room import Room
 from dl2.scheduling.snapshot import Key
-from dl2.scheduling.tree import Vector
+from dl2.scheduling.state import Line
+from dl2.scheduling.tree import TreeNode, Vector
 from dl2.scheduling.work import Work
 
 
@@ -26,6 +27,23 @@ class Wall:
     told: Blocked
 
 
+@dataclass(frozen=True, slots=True)
+class News:
+    """What has been done: branches that hold more, branches that hold less, leaves that left it to others."""
+
+    risen: set[TreeNode]
+    fallen: set[TreeNode]
+    deferred: set[TreeNode]
+
+
+def _branches(leaves: Iterable[TreeNode]) -> set[TreeNode]:
+    return {node for leaf in leaves for node in leaf.path[:-1]}
+
+
+def _any_line(line: Line) -> bool:
+    return True
+
+
 class Admission:
     """The rounds of one pass. `blocked` says afterwards why groups of a (leaf, shape) do not start."""
 
@@ -36,22 +54,76 @@ class Admission:
         self._served: set[Key] = set()  # started or promised; not again in this pass, even if withdrawn
         self._walls: dict[int, list[Wall]] = {}
         self._fresh_rights: dict[int, bool] = {}  # in this round, by leaf
+        self._news = News(set(), set(), set())
         self._heads: dict[int, Item | None] = {}  # of each queue in this round, by leaf
 
     def run(self) -> None:
-        """What later starts have given a group a right to take, it takes at once: hence rounds."""
-        candidates = self._possible
-        while self._round(candidates):
-            candidates = self._possible_now
+        """What others' starts and losses have given a group a right to take, it takes at once: hence rounds.
 
-    def _round(self, possible: Callable[[Item], bool]) -> bool:
-        """One contest over those that are possible. Has anything started?"""
+        From what this pass has started itself first; once that is settled, also from what ran before.
+        """
+        going = self._round(_any_line, self._possible)
+        while going:
+            going = self._round(self._may_take_fresh, self._possible_now)
+        self._served.intersection_update(self.work.runs)  # who started and had to give way may try once more
+        with self.room.as_done():
+            going = True
+            while going:
+                self._news = self._look()
+                going = self._round(self._may_gain, self._possible_at_last)
+
+    def tempted(self) -> list[Item]:
+        """Who waits, and would evict for it once all that this pass gives is given."""
+        found: list[Item] = []
+
+        def look(item: Item) -> bool:
+            if item.key not in self.work.runs and self._would_evict(item):
+                found.append(item)
+            return False
+
+        self._news = self._look()
+        with self.room.as_done():
+            for line in filter(self._may_gain, self.state.lines.values()):
+                Cursor(line, self._ready).keep(look)
+        return found
+
+    def _possible_at_last(self, item: Item) -> bool:
+        return self.work.fits(item, item.asks) or self._would_evict(item)
+
+    def _would_evict(self, item: Item) -> bool:
+        return self._could_ever(item, item.needs) and self.room.would_evict(item)
+
+    def _may_gain(self, line: Line) -> bool:
+        """Can what was done since the last look have made anything possible in a line? Asked first, and cheap.
+
+        There is room, its branch holds less or another one more, or somebody else was to come first.
+        """
+        news, leaf = self._news, line.leaf
+        if not line.waiting:
+            return False
+        if leaf in news.deferred or any(node in news.fallen for node in leaf.path[:-1]):
+            return True
+        item, least = self._least(line)
+        if news.fallen and self.state.future.shortage(leaf, least) is None:
+            return True
+        return bool(news.risen) and self.room.may_gain(item, least, news.risen)
+
+    def _look(self) -> News:
+        """What was done since this was asked last."""
+        work, room = self.work, self.room
+        news = News(_branches(work.gained), _branches(room.lost), set(room.deferred))
+        for seen in (work.gained, room.lost, room.deferred):
+            seen.clear()
+        return news
+
+    def _round(self, among: Callable[[Line], bool], possible: Callable[[Item], bool]) -> bool:
+        """One contest over those in some lines that are possible. Has anything started?"""
         self._fresh_rights.clear()
         contest = Contest(self.state.tree, self.state.future, attrgetter("needs"))
         cursors: dict[int, Cursor] = {}
         withdrawn = {self.state.items[key].leaf for key in self._served if key not in self.work.runs}
         for line in self.state.lines.values():
-            if line.waiting and not (line.leaf.strict and line.leaf in withdrawn):
+            if line.waiting and among(line) and not (line.leaf.strict and line.leaf in withdrawn):
                 cursors[line.leaf.index] = cursor = Cursor(line, self._ready)
                 self._heads[line.leaf.index] = cursor.first
                 cursor.keep(possible)
@@ -73,7 +145,7 @@ class Admission:
         if self._is_due(item):
             self.reservations.ask(item, item.asks)
         cursor.failed()
-        cursor.keep(self._still_possible)
+        cursor.keep(self._possible_at_last if self.work.done else self._still_possible)
         return False
 
     def _ready(self, item: Item) -> bool:
@@ -114,20 +186,20 @@ class Admission:
 
     def _possible_now(self, item: Item) -> bool:
         """In a later round: only those that may take from what this pass has started meanwhile."""
-        return (
-            self._may_take_fresh(item)
-            and self._could_ever(item, item.needs)
-            and self.room.may_take_fresh(item, item.needs)
-        )
+        return self._could_ever(item, item.needs) and self.room.may_take_fresh(item, item.needs)
 
-    def _may_take_fresh(self, item: Item) -> bool:
+    def _may_take_fresh(self, line: Line) -> bool:
         """Asked once per leaf, for the least that any of its groups wants of every resource."""
-        index = item.leaf.index
+        index = line.leaf.index
         if index not in self._fresh_rights:
-            heads = [waiting[0][1].shape for waiting in self.state.lines[index].waiting.values()]
-            least = tuple(map(min, zip(*(shape.quota(shape.least) for shape in heads), strict=True)))
-            self._fresh_rights[index] = self.room.may_take_fresh(item, least, everything=True)
+            self._fresh_rights[index] = self.room.may_take_fresh(*self._least(line), everything=True)
         return self._fresh_rights[index]
+
+    def _least(self, line: Line) -> tuple[Item, Vector]:
+        """Whom of a line most may lose to, and the least that anybody there wants of every resource."""
+        heads = [waiting[0][1] for waiting in line.waiting.values()]
+        asked = (item.shape.quota(item.shape.least) for item in heads)
+        return max(heads, key=attrgetter("group.priority")), tuple(map(min, zip(*asked, strict=True)))
 
     def _could_ever(self, item: Item, vector: Vector) -> bool:
         """Not where it exceeds a limit all by itself, or a pod of it every node."""

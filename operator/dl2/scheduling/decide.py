@@ -20,10 +20,12 @@ from dl2.scheduling.plan import Plan, QueueState, Reason
 from dl2.scheduling.reserve import Reservations
 from dl2.scheduling.room import Room
 from dl2.scheduling.settings import Settings
-from dl2.scheduling.snapshot import Snapshot, Stop
+from dl2.scheduling.snapshot import Key, Snapshot, Stop
 from dl2.scheduling.state import State
 from dl2.scheduling.tree import Vector
 from dl2.scheduling.work import Run, Work
+
+_ATTEMPTS = 4  # at a pass after which nobody would evict
 
 
 def decide(snapshot: Snapshot, settings: Settings | None = None, *, cache: Cache | None = None) -> Plan:
@@ -33,29 +35,46 @@ def decide(snapshot: Snapshot, settings: Settings | None = None, *, cache: Cache
     """
     settings = settings or Settings()
     state = State(snapshot, settings) if cache is None else cache.state(snapshot, settings)
-    return Pass(state, snapshot.now).plan()
+    wary: dict[Key, Item] = {}
+    for _ in range(_ATTEMPTS):
+        attempt = Pass(state, snapshot.now, tuple(wary.values()))
+        tempted = {item.key: item for item in attempt.run() if item.key not in wary}
+        if not tempted:
+            break
+        attempt.leave()
+        wary |= tempted
+    return attempt.plan()
 
 
 class Pass:
-    def __init__(self, state: State, now: float) -> None:
+    """`wary`: who waits and shall get no right to evict from what others grow."""
+
+    def __init__(self, state: State, now: float, wary: tuple[Item, ...] = ()) -> None:
         self.state, self.now, self.settings = state, now, state.settings
         self.work = Work(state)
-        self.room = Room(self.work)
+        self.room = Room(self.work, wary)
         self.reservations = Reservations(self.work, now)
         self.admission = Admission(self.work, self.room, self.reservations, now)
         self._growable: dict[tuple[int, Vector], bool] = {}  # by (leaf, quota of a pod)
         self.wakes: list[float] = []
 
-    def plan(self) -> Plan:
+    def run(self) -> list[Item]:
+        """Decide all. Returns who would evict in the next pass, by a right that it has from what others grow in this."""
         self.work.begin()
         self._let_go()
         self._place_loose()
         self.admission.run()
         self._grow()
+        return self.admission.tempted() if any(map(_has_grown, self.work.runs.values())) else []
+
+    def plan(self) -> Plan:
         plan = self._answer()
+        self.leave()
+        return plan
+
+    def leave(self) -> None:
         self.reservations.lift()
         self.work.rollback()
-        return plan
 
     def _restless(self) -> list[Item]:
         """Admitted groups that may have to go, or to be placed; the longest admitted first."""
@@ -184,6 +203,10 @@ class Pass:
     def _strays(self) -> Iterable[Item]:
         line = self.state.lines.get(self.state.strays.index)
         return line.running.values() if line is not None else ()
+
+
+def _has_grown(run: Run) -> bool:
+    return any(run.grown) or (run.started and tuple(run.counts) != run.item.shape.least)
 
 
 def _add(total: list[int], vector: Vector, sign: int) -> None:

@@ -59,7 +59,9 @@ def grow(work: Work, candidates: dict[int, list[Run]], room: Room, reservations:
         counts = growing.step()
         assert counts is not None
         run = growing.run
-        if not (work.grow(run, counts) or work.move(run, counts) or _take(work, room, run, counts)):
+        if room.would_tempt(run, counts) or not (
+            work.grow(run, counts) or work.move(run, counts) or _take(work, room, run, counts)
+        ):
             growing.is_stuck(counts)
         contest.update_all({item.leaf, *work.moved})
         work.moved.clear()

@@ -13,14 +13,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from fractions import Fraction
 
-from dl2.scheduling.items import Counts, Item
+from dl2.scheduling.items import Counts, Item, VictimKey
 from dl2.scheduling.plan import Reason
 from dl2.scheduling.rights import Right, Rights, may_take
-from dl2.scheduling.snapshot import Key
 from dl2.scheduling.tree import TreeNode, Vector
 from dl2.scheduling.work import Cut, Run, Spreads, Work
 
-VictimKey = tuple[int, float, float, float, int, Key]
 _EVERY_STEP = 8  # so many victims are followed by a look for room each; later ones in ever larger steps
 
 
@@ -54,6 +52,7 @@ class Hunt:
     taken: list[Taken] = field(default_factory=list)
     placed: Spreads | None = None  # where the asker fits, taken in the future picture
     _retry: dict[int, list[Item]] = field(default_factory=dict)
+    _owned: set[int] = field(default_factory=set)  # whose victims are a list of its own
     _short: bool | None = None  # of quota; None: not known
 
     def search(
@@ -65,6 +64,7 @@ class Hunt:
     ) -> bool:
         """Take from `victims` (by leaf) until the asker fits; what is taken stays taken."""
         self.means, self.victims, self.least, self._retry = means, victims, least, {}
+        self._owned.clear()
         return self._final_share(set(leaves)) or self._initial_share(set(leaves)) or self.fits(force=True)
 
     # ---- the two rounds ----------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ class Hunt:
 
     def _take_first(self, leaf: TreeNode, right: Right) -> bool:
         """The next victim of a leaf that the share test lets go; those it does not are kept for a retry."""
-        line = self.victims[leaf.index]
+        line = self._own(leaf.index)
         if right is Right.FAIR and not self.rights.fair_after(leaf, self.least[leaf.index]):
             self._retry.setdefault(leaf.index, []).extend(reversed(line))  # not even the smallest
             line.clear()
@@ -103,11 +103,19 @@ class Hunt:
             return True
         return False
 
+    def _own(self, index: int) -> list[Item]:
+        """The victims of a leaf, to strike from: most leaves are never asked for any."""
+        if index not in self._owned:
+            self._owned.add(index)
+            self.victims[index] = self.victims[index][:]
+        return self.victims[index]
+
     def _initial_share(self, leaves: set[TreeNode]) -> bool:
         """At most one more per queue, where the queue holds more than the asker before it loses; as many as it takes
         where the asker, now that its own have lost, stays within its guarantee.
         """
         self.victims = {index: items[::-1] for index, items in self._retry.items()}
+        self._owned.update(self.victims)
         leaves = {leaf for leaf in leaves if self.victims.get(leaf.index)} if self.victims else set()
         while leaves:
             leaf, right = self._furthest(leaves)
@@ -186,7 +194,8 @@ class Hunt:
         run, counts = self.work.runs.get(item.key), self._counts(item)
         best, most = None, Fraction(0)
         for n, member in enumerate(item.shape.members):
-            spare = counts[n] - member.least - (run.grown[n] if run is not None else 0)
+            grown = run.grown[n] if run is not None and not self.work.done else 0
+            spare = counts[n] - member.least - grown
             helps = any(member.quota[r] for r in self.rights.contested) or not self.rights.contested
             part = Fraction(spare, max(1, member.count - member.least))
             if helps and part > most:
@@ -344,9 +353,15 @@ class Hunt:
 
 def victim_key(item: Item, means: Means) -> VictimKey:
     """Lowest priority, least lost work, youngest; then the smallest."""
-    group = item.group
-    cost = group.resize_pause if means is Means.SHRINK else group.progress_lost
-    return (group.priority, cost, -group.created, -(group.admitted_at or 0.0), sum(item.kept), group.key)
+    shrinks = means is Means.SHRINK
+    known = item.victim_keys[shrinks]
+    if known is None:
+        group = item.group
+        cost = group.resize_pause if shrinks else group.progress_lost
+        admitted = group.admitted_at or 0.0
+        known = (group.priority, cost, -group.created, -admitted, sum(item.kept), group.key)
+        item.victim_keys[shrinks] = known
+    return known
 
 
 def _sum(*vectors: Sequence[int]) -> Vector:

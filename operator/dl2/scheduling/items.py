@@ -13,6 +13,7 @@ from dl2.scheduling.tree import TreeNode, Vector
 Counts = tuple[int, ...]  # pods by member, in the order of `GroupShape.members`
 # Within a queue: for whom others were made to leave (False comes first), then priority, then creation, then name.
 Order = tuple[bool, int, float, Key]
+VictimKey = tuple[int, float, float, float, int, Key]  # see `hunt.victim_key`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,6 +82,9 @@ class Item:
     hungry: bool = False  # runs with fewer pods than it asks for
     restless: bool = False  # runs, and has to be looked at in every pass
     leaving: int = 0  # pods of its own that are still on their way out
+    victim_keys: list[VictimKey | None] = field(
+        default_factory=lambda: [None, None]
+    )  # for evictions, for shrinks
 
     @property
     def key(self) -> Key:

@@ -105,6 +105,16 @@ class Rights:
                 if over:
                     yield from self._below(theirs, over, used, among)
 
+    def reaches(self, branches: Collection[TreeNode]) -> bool:
+        """Has the asker a right to any of these branches, as far as the shares at its fork tell?"""
+        return self.reclaim is not Preemption.NEVER and any(
+            self._within(mine) or self.share(mine) <= self.share(theirs)
+            for mine in self.asker.leaf.path[:-1]
+            if mine.parent is not None
+            for theirs in mine.parent.children
+            if theirs is not mine and theirs in branches
+        )
+
     def _below(
         self, top: TreeNode, over: list[int], used: list[list[int]], among: Collection[int]
     ) -> Iterator[TreeNode]:

@@ -3,7 +3,9 @@ then whole groups; never more than is needed, and nothing where it would not hel
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 
 from dl2.scheduling.hunt import Hunt, Means, victim_key
 from dl2.scheduling.items import Counts, Item
@@ -12,7 +14,7 @@ from dl2.scheduling.rights import Right, Rights, may_take
 from dl2.scheduling.snapshot import Key, Preemption
 from dl2.scheduling.state import Line, Losers
 from dl2.scheduling.tree import TreeNode, Vector
-from dl2.scheduling.work import Spreads, Work
+from dl2.scheduling.work import Run, Spreads, Work
 
 _GROWTH = ((Means.SHRINK,),)
 # All means in turn; if that is not enough, the shrinks may have spoilt the shares: then without them. An elastic group
@@ -21,19 +23,50 @@ _START = ((Means.WITHDRAW, Means.SHRINK, Means.EVICT), (Means.WITHDRAW, Means.EV
 
 
 class Room:
-    """Makes room for askers during one pass."""
+    """Makes room for askers during one pass. `wary`: who waits and shall get no right to evict by growth."""
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
-        self._lowest = {  # priority of what runs, by leaf
+    def __init__(self, work: Work, wary: tuple[Item, ...] = ()) -> None:
+        self.work, self.wary = work, wary
+        # Since somebody looked: leaves that lost something to others, and leaves of those who left it to a better right.
+        self.lost: set[TreeNode] = set()
+        self.deferred: set[TreeNode] = set()
+        self._before = {  # priority of what ran before, by leaf
             index: min(item.group.priority for item in line.running.values())
             for index, line in work.state.lines.items()
             if line.running and index >= 0
         }
+        self._lowest = self._before  # of what may lose
+        self._grown: dict[int, list[Item]] = {}  # what has elastic pods only from this pass, by leaf
+        self._late: dict[
+            tuple[int, Means], tuple[list[Item], Losers]
+        ] = {}  # `_order` with what this pass has started
         self._below: dict[int, set[int]] = {}  # leaves where anything runs of less than this priority
         self._hopeful: dict[tuple[Key, Counts, bool], int] = {}  # who would find room, at which version
         # (leaf, asked for, priority, growing) -> the version at which all that may be taken was too little
         self._hopeless: dict[tuple[int, Vector, int, bool], int] = {}
+
+    @contextmanager
+    def as_done(self) -> Iterator[None]:
+        """Rights as the next pass will see them: what this one has given counts like what ran before."""
+        self._switch(done=True)
+        try:
+            yield
+        finally:
+            self._switch(done=False)
+
+    def _switch(self, *, done: bool) -> None:
+        self.work.done = done
+        self._lowest = dict(self._before)
+        self._grown.clear()
+        self._below.clear()
+        if done:
+            for item in chain.from_iterable(self.work.fresh.values()):
+                index, priority = item.leaf.index, item.group.priority
+                self._lowest[index] = min(priority, self._lowest.get(index, priority))
+            for run in self.work.runs.values():
+                if any(run.grown) and not _elastic(run.item, run.item.counts):
+                    self._grown.setdefault(run.item.leaf.index, []).append(run.item)
+        self.work.version += 1
 
     def make(
         self, item: Item, counts: Counts, spreads: Sequence[dict[int, int]], *, growing: bool = False
@@ -48,16 +81,18 @@ class Room:
             return None
         # Only now that those with a better right have had their turn: `would` is asked before.
         if hunt.takes_by_share() and self._would_fall(hunt):
+            self.deferred.add(item.leaf)
             hunt.give_back()
             self.work.version = version
             return None
+        self.lost |= {taken.run.item.leaf for taken in hunt.taken}
         self._tell(hunt)
         self.work.moved |= {taken.run.item.leaf for taken in hunt.taken}
         return hunt.placed
 
     def could(self, item: Item, counts: Counts, *, growing: bool = False) -> bool:
         """Is there anybody it has a right to take from? Not yet: enough."""
-        return bool(self._losers(self._rights(item, counts, growing=growing)))
+        return bool(self._losers(self._rights(item, item.shape.quota(counts), growing=growing)))
 
     def would(
         self, item: Item, counts: Counts, spreads: Sequence[dict[int, int]], *, growing: bool = False
@@ -74,18 +109,44 @@ class Room:
         self._hopeful[known] = version
         return True
 
+    def would_evict(self, item: Item) -> bool:
+        """Would it evict somebody as things stand? Changes nothing."""
+        version = self.work.version
+        hunt = self._search(item, item.asks, item.spreads, growing=False)
+        if hunt is None:
+            return False
+        evicts = any(taken.means is not Means.SHRINK for taken in hunt.taken)
+        hunt.give_back()
+        self.work.version = version
+        return evicts
+
+    def would_tempt(self, run: Run, counts: Counts) -> bool:
+        """Would so many more pods of a group give anybody of the wary a right to evict?"""
+        if not self.wary:
+            return False
+        with self.as_done():
+            content = [i for i in self.wary if i.key not in self.work.runs and not self.would_evict(i)]
+        with self.work.tried(run, counts), self.as_done():
+            return any(map(self.would_evict, content))
+
     def may_take_fresh(self, item: Item, vector: Vector, *, everything: bool = False) -> bool:
         """Has this pass started anything since that a group asking for `vector` has a better right to?
 
         `everything`: no matter which resource it is about.
         """
-        rights = Rights(self.work.state, self.work.stays.used, item, vector, growing=False)
-        if everything:
-            rights.contested = tuple(range(len(vector)))
+        rights = self._rights(item, vector, growing=False, everything=everything)
         return any(rights.losers(self._fresh(), fresh=True))
 
-    def _rights(self, item: Item, counts: Counts, *, growing: bool) -> Rights:
-        return Rights(self.work.state, self.work.stays.used, item, item.shape.quota(counts), growing=growing)
+    def may_gain(self, item: Item, vector: Vector, branches: Collection[TreeNode]) -> bool:
+        """Has a group asking for `vector` a right to any of these branches, as far as the shares at its fork tell?"""
+        return self._rights(item, vector, growing=False).reaches(branches)
+
+    def _rights(self, item: Item, vector: Vector, *, growing: bool, everything: bool = False) -> Rights:
+        used = (self.work.state.future if self.work.done else self.work.stays).used
+        rights = Rights(self.work.state, used, item, vector, growing=growing)
+        if everything:
+            rights.contested = tuple(range(len(vector)))
+        return rights
 
     def _search(
         self, item: Item, counts: Counts, spreads: Sequence[dict[int, int]], *, growing: bool
@@ -94,7 +155,7 @@ class Room:
         version = self.work.version
         if self._hopeless.get(known) == version:
             return None
-        rights = self._rights(item, counts, growing=growing)
+        rights = self._rights(item, item.shape.quota(counts), growing=growing)
         fresh = [] if growing else list(rights.losers(self._fresh(), fresh=True))
         others = self._losers(rights)
         quota_only = True
@@ -156,7 +217,7 @@ class Room:
         return self._below[priority]
 
     def _fresh(self) -> set[int]:
-        return {index for index, items in self.work.fresh.items() if items}
+        return set() if self.work.done else {index for index, items in self.work.fresh.items() if items}
 
     def _hunt(self, hunt: Hunt, means: Means, leaves: Sequence[TreeNode], *, rigid: bool) -> bool:
         """`rigid`: whole groups of other queues only where they are not elastic."""
@@ -164,9 +225,9 @@ class Room:
         least: dict[int, Vector] = {}
         for leaf in leaves:
             order, smallest = self._order(leaf, means)
-            losers = order[:] if hunt.rights.any_of(leaf) else [i for i in order if hunt.rights.may_lose(i)]
+            losers = order if hunt.rights.any_of(leaf) else [i for i in order if hunt.rights.may_lose(i)]
             if rigid and means is Means.EVICT and leaf is not hunt.rights.asker.leaf:
-                losers = [item for item in losers if not _elastic(item)]
+                losers = [item for item in losers if not self._is_elastic(item)]
             if losers:
                 victims[leaf.index], least[leaf.index] = losers, smallest
         open_leaves = [leaf for leaf in leaves if leaf.index in victims]
@@ -181,10 +242,27 @@ class Room:
             can = [
                 i
                 for i in line.running.values()
-                if not i.group.error and (means is Means.EVICT or _elastic(i))
+                if not i.group.error and (means is Means.EVICT or _elastic(i, i.counts))
             ]
             line.orders[means] = self._sorted(can, means)
-        return line.orders[means]
+        return (
+            self._with_fresh(leaf.index, means, line.orders[means]) if self.work.done else line.orders[means]
+        )
+
+    def _with_fresh(self, index: int, means: Means, before: Losers) -> Losers:
+        late = list(self.work.fresh.get(index, ()))
+        if means is Means.SHRINK:
+            late = [item for item in (*late, *self._grown.get(index, ())) if self._is_elastic(item)]
+        if not late:
+            return before
+        known = self._late.get((index, means))
+        if known is None or known[0] != late:
+            known = self._late[index, means] = late, self._sorted([*before[0], *late], means)
+        return known[1]
+
+    def _is_elastic(self, item: Item) -> bool:
+        run = self.work.runs.get(item.key) if self.work.done else None
+        return _elastic(item, item.counts if run is None else run.counts)
 
     def _sorted(self, items: Iterable[Item], means: Means) -> Losers:
         order = sorted(items, key=lambda item: victim_key(item, means), reverse=True)
@@ -196,7 +274,7 @@ class Room:
         for taken in hunt.taken:
             reason = Reason.RECLAIMED if taken.right is Right.GUARANTEE else Reason.PREEMPTED
             text = f"makes room for {asker.key} ({asker.group.queue}), {taken.right.value}"
-            if taken.means is Means.WITHDRAW:
+            if taken.means is Means.WITHDRAW or (taken.means is Means.EVICT and not taken.run.item.admitted):
                 self.work.withdraw(taken.run)
             elif taken.means is Means.EVICT:
                 taken.run.evicted = (reason, text)
@@ -212,5 +290,5 @@ def _losses(item: Item, means: Means) -> list[Vector]:
     return [item.shape.quota(tuple(map(min, item.counts, least)) if item.admitted else least)]
 
 
-def _elastic(item: Item) -> bool:
-    return any(has > least for has, least in zip(item.counts, item.shape.least, strict=True))
+def _elastic(item: Item, counts: Sequence[int]) -> bool:
+    return any(has > least for has, least in zip(counts, item.shape.least, strict=True))

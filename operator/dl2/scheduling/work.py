@@ -7,7 +7,9 @@ as the room is really free.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 from dl2.scheduling.items import Counts, Item
@@ -48,6 +50,24 @@ class Run:
             item, list(item.counts), list(item.counts), spreads, [[] for _ in members], [0 for _ in members]
         )
 
+    def copy(self) -> Run:
+        counts, now, spreads, loose, grown, exits = deepcopy(
+            (self.counts, self.now, self.spreads, self.loose, self.grown, self.exits)
+        )
+        return Run(
+            self.item,
+            counts,
+            now,
+            spreads,
+            loose,
+            grown,
+            started=self.started,
+            promised=self.promised,
+            evicted=self.evicted,
+            shrunk=self.shrunk,
+            exits=exits,
+        )
+
 
 @dataclass(slots=True, eq=False)
 class Cut:
@@ -69,7 +89,11 @@ class Work:
     stays: Ledger = field(init=False)  # what ran before and goes on, without what this pass gives
     fresh: dict[int, list[Item]] = field(default_factory=dict)  # started by this pass, by leaf index
     version: int = 0  # grows with every change of usage
+    done: bool = False  # what this pass gives counts like what ran before: so the next one will see it
     moved: set[TreeNode] = field(default_factory=set)  # leaves that lost something since somebody looked
+    gained: set[TreeNode] = field(
+        default_factory=set
+    )  # leaves that were given something since somebody looked
     _saved: list[list[list[int]]] = field(default_factory=list)
 
     def run(self, item: Item) -> Run:
@@ -86,6 +110,7 @@ class Work:
 
     def charge(self, leaf: TreeNode, vector: Vector, sign: int = 1, *, now: bool = True) -> None:
         self.version += 1
+        self.gained.add(leaf)
         self.state.future.add(leaf, vector, sign)
         if now:
             self.state.now.add(leaf, vector, sign)
@@ -179,6 +204,22 @@ class Work:
                 self.extend(run, counts, placed, now=now)
                 return True
         return False
+
+    @contextmanager
+    def tried(self, run: Run, counts: Counts) -> Iterator[None]:
+        """As if a group had `counts` more pods, on nodes as far as there is room."""
+        item, vector = run.item, run.item.shape.quota(counts)
+        trial = self.runs[item.key] = run.copy()
+        placed = self.place(item, counts, run.spreads, now=False)
+        self.charge(item.leaf, vector, now=False)
+        self.extend(trial, counts, placed or [], now=False)
+        try:
+            yield
+        finally:
+            self.charge(item.leaf, vector, -1, now=False)
+            if placed is not None:
+                self.unplace(item, placed, now=False)
+            self.runs[item.key] = run
 
     def move(self, run: Run, more: Sequence[int]) -> bool:
         """Place a start of this pass anew, with `more` pods: it has nothing to lose yet. False: as before."""

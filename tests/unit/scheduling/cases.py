@@ -16,6 +16,7 @@ from tests.unit.scheduling.dsl import World, run, told
 class Case:
     """`first`: some decisions of the first pass in words (see `told`). `end`: what runs once all stands still:
     "3" pods (by member "3+1"), "-" for a group that does not run. Groups that are not named may do as they like.
+    Whoever is evicted is evicted in the first pass.
     """
 
     name: str
@@ -40,6 +41,10 @@ class Case:
         messages = {str(decision.key): decision.message for decision in plan.decisions}
         for name, part in self.says.items():
             assert part in messages[name]
+        for later in world.passes()[1:]:
+            assert not [words for words in told(later).values() if words.startswith("Evict")], (
+                "one pass decides it"
+            )
         running = world.settled()
         assert {name: running.get(name, "-") for name in self.end} == dict(self.end)
 

@@ -548,3 +548,50 @@ CPU_AND_GPU = {GPU: Limits(2), "cpu": Limits(2000)}
 )  # fmt: skip
 def test_found_by_an_independent_reading_of_the_rules(case: Case) -> None:
     case.check()
+
+
+@cases(
+    Case(
+        "no growth that would give another queue the right to evict",
+        [q("root", max=9), q("l", "root"), q("i", "root")],
+        [run("l/rigid", 4, age=9), run("l/elastic", 3, 2, has=2, age=8), run("i/0", 2, age=7), g("i/1", 4)],
+        first={"l/elastic": "Keep", "l/rigid": "Keep", "i/1": "Wait WaitingForQuota"},
+        end={"l/elastic": "2", "l/rigid": "4", "i/1": "-"},
+    ),
+    Case(
+        "an elastic start grows no further than nobody is evicted for it",
+        [q("root", max=9), q("l", "root"), q("i", "root")],
+        [run("l/rigid", 4, age=9), run("i/0", 2, age=7), g("l/elastic", 3, 1, age=3), g("i/1", 4)],
+        first={"l/elastic": "Admit 2", "l/rigid": "Keep", "i/1": "Wait WaitingForQuota"},
+        end={"l/elastic": "2", "l/rigid": "4", "i/1": "-"},
+    ),
+    Case(
+        "a right that comes from a start is used at once",
+        [q("root", max=10), q("a", "root", weight=2), q("b", "root", min=1), q("c", "root", min=1)],
+        [run("c/0", age=9), run("c/1", 5, age=8), run("b/0", 3, age=7), g("c/new", age=3), g("a/new", 4)],
+        first={"c/new": "Admit 1", "c/1": "Evict Preempted", "a/new": "Wait WaitingForPreemption"},
+        end={"c/new": "1", "a/new": "4", "c/0": "1", "b/0": "3"},
+    ),
+    Case(
+        "a right that comes from an eviction is used at once",
+        [q("root", max=10), q("a", "root", min=2, weight=2), q("b", "root"), q("c", "root")],
+        [
+            run("b/0", age=9), run("a/0", age=8), run("c/0", 5, age=7), run("b/1", 3, age=6),
+            g("a/new", 3, age=3), g("b/new", 3, age=2),
+        ],
+        first={"b/1": "Evict Preempted", "c/0": "Evict Preempted"},
+        end={"a/new": "3", "b/new": "3"},
+    ),
+    Case(
+        "who gave way to another start may still take what it has a right to",
+        [q("root", max=7), q("a", "root"), q("b", "root")],
+        [
+            run("b/0", 4, age=9), run("a/0", 3, age=8),
+            g("b/1", prio=1, age=5), g("b/2", age=4), g("a/1", 5, prio=1, age=3), g("a/2", 4, prio=1, age=2),
+        ],
+        first={"b/0": "Evict Preempted", "a/0": "Evict Preempted"},
+        end={"a/1": "5", "b/1": "1", "b/2": "1"},
+    ),
+)  # fmt: skip
+def test_one_pass_decides_what_the_next_would(case: Case) -> None:
+    case.check()
