@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from fractions import Fraction
 
+from dl2.scheduling.candidates import Means, victim_key
 from dl2.scheduling.items import Counts, Item, VictimKey
 from dl2.scheduling.plan import Reason
 from dl2.scheduling.rights import Right, Rights, may_take
@@ -20,14 +20,6 @@ from dl2.scheduling.tree import TreeNode, Vector
 from dl2.scheduling.work import Cut, Run, Spreads, Work
 
 _EVERY_STEP = 8  # so many victims are followed by a look for room each; later ones in ever larger steps
-
-
-class Means(Enum):
-    """What is taken, the least harm first."""
-
-    WITHDRAW = "starts of this very pass"
-    SHRINK = "pods above minCount"
-    EVICT = "whole groups"
 
 
 @dataclass(slots=True, eq=False)
@@ -349,19 +341,6 @@ class Hunt:
         if self.placed is not None:
             self.work.unplace(self.rights.asker, self.placed, now=False)
             self.placed = None
-
-
-def victim_key(item: Item, means: Means) -> VictimKey:
-    """Lowest priority, least lost work, youngest; then the smallest."""
-    shrinks = means is Means.SHRINK
-    known = item.victim_keys[shrinks]
-    if known is None:
-        group = item.group
-        cost = group.resize_pause if shrinks else group.progress_lost
-        admitted = group.admitted_at or 0.0
-        known = (group.priority, cost, -group.created, -admitted, sum(item.kept), group.key)
-        item.victim_keys[shrinks] = known
-    return known
 
 
 def _sum(*vectors: Sequence[int]) -> Vector:

@@ -3,16 +3,16 @@ then whole groups; never more than is needed, and nothing where it would not hel
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 
-from dl2.scheduling.hunt import Hunt, Means, victim_key
+from dl2.scheduling.candidates import Candidates, Means
+from dl2.scheduling.hunt import Hunt
 from dl2.scheduling.items import Counts, Item
 from dl2.scheduling.plan import Reason
 from dl2.scheduling.rights import Right, Rights, may_take
 from dl2.scheduling.snapshot import Key, Preemption
-from dl2.scheduling.state import Line, Losers
+from dl2.scheduling.state import Line
 from dl2.scheduling.tree import TreeNode, Vector
 from dl2.scheduling.work import Run, Spreads, Work
 
@@ -30,17 +30,7 @@ class Room:
         # Since somebody looked: leaves that lost something to others, and leaves of those who left it to a better right.
         self.lost: set[TreeNode] = set()
         self.deferred: set[TreeNode] = set()
-        self._before = {  # priority of what ran before, by leaf
-            index: min(item.group.priority for item in line.running.values())
-            for index, line in work.state.lines.items()
-            if line.running and index >= 0
-        }
-        self._lowest = self._before  # of what may lose
-        self._grown: dict[int, list[Item]] = {}  # what has elastic pods only from this pass, by leaf
-        self._late: dict[
-            tuple[int, Means], tuple[list[Item], Losers]
-        ] = {}  # `_order` with what this pass has started
-        self._below: dict[int, set[int]] = {}  # leaves where anything runs of less than this priority
+        self.candidates = Candidates(work)
         self._hopeful: dict[tuple[Key, Counts, bool], int] = {}  # who would find room, at which version
         # (leaf, asked for, priority, growing) -> the version at which all that may be taken was too little
         self._hopeless: dict[tuple[int, Vector, int, bool], int] = {}
@@ -48,25 +38,11 @@ class Room:
     @contextmanager
     def as_done(self) -> Iterator[None]:
         """Rights as the next pass will see them: what this one has given counts like what ran before."""
-        self._switch(done=True)
+        self.candidates.count_done(done=True)
         try:
             yield
         finally:
-            self._switch(done=False)
-
-    def _switch(self, *, done: bool) -> None:
-        self.work.done = done
-        self._lowest = dict(self._before)
-        self._grown.clear()
-        self._below.clear()
-        if done:
-            for item in chain.from_iterable(self.work.fresh.values()):
-                index, priority = item.leaf.index, item.group.priority
-                self._lowest[index] = min(priority, self._lowest.get(index, priority))
-            for run in self.work.runs.values():
-                if any(run.grown) and not _elastic(run.item, run.item.counts):
-                    self._grown.setdefault(run.item.leaf.index, []).append(run.item)
-        self.work.version += 1
+            self.candidates.count_done(done=False)
 
     def make(
         self, item: Item, counts: Counts, spreads: Sequence[dict[int, int]], *, growing: bool = False
@@ -135,7 +111,7 @@ class Room:
         `everything`: no matter which resource it is about.
         """
         rights = self._rights(item, vector, growing=False, everything=everything)
-        return any(rights.losers(self._fresh(), fresh=True))
+        return any(rights.losers(self.candidates.fresh(), fresh=True))
 
     def may_gain(self, item: Item, vector: Vector, branches: Collection[TreeNode]) -> bool:
         """Has a group asking for `vector` a right to any of these branches, as far as the shares at its fork tell?"""
@@ -156,7 +132,7 @@ class Room:
         if self._hopeless.get(known) == version:
             return None
         rights = self._rights(item, item.shape.quota(counts), growing=growing)
-        fresh = [] if growing else list(rights.losers(self._fresh(), fresh=True))
+        fresh = [] if growing else list(rights.losers(self.candidates.fresh(), fresh=True))
         others = self._losers(rights)
         quota_only = True
         for ways in (_GROWTH if growing else _START) if fresh or others else ():
@@ -206,68 +182,24 @@ class Room:
 
     def _losers(self, rights: Rights) -> list[TreeNode]:
         """Leaves that run something the asker has a right to, as far as shares and priorities tell."""
-        asker = rights.asker
-        lower = self._lower(asker.group.priority)
-        among = self._lowest if rights.reclaim is Preemption.ANY else lower
+        asker, candidates = rights.asker, self.candidates
+        lower = candidates.below(asker.group.priority)
+        among = candidates.lowest if rights.reclaim is Preemption.ANY else lower
         return [leaf for leaf in rights.losers(among) if leaf is not asker.leaf or leaf.index in lower]
-
-    def _lower(self, priority: int) -> set[int]:
-        if priority not in self._below:
-            self._below[priority] = {i for i, lowest in self._lowest.items() if lowest < priority}
-        return self._below[priority]
-
-    def _fresh(self) -> set[int]:
-        return set() if self.work.done else {index for index, items in self.work.fresh.items() if items}
 
     def _hunt(self, hunt: Hunt, means: Means, leaves: Sequence[TreeNode], *, rigid: bool) -> bool:
         """`rigid`: whole groups of other queues only where they are not elastic."""
         victims: dict[int, list[Item]] = {}
         least: dict[int, Vector] = {}
         for leaf in leaves:
-            order, smallest = self._order(leaf, means)
+            order, smallest = self.candidates.order(leaf, means)
             losers = order if hunt.rights.any_of(leaf) else [i for i in order if hunt.rights.may_lose(i)]
             if rigid and means is Means.EVICT and leaf is not hunt.rights.asker.leaf:
-                losers = [item for item in losers if not self._is_elastic(item)]
+                losers = [item for item in losers if not self.candidates.is_elastic(item)]
             if losers:
                 victims[leaf.index], least[leaf.index] = losers, smallest
         open_leaves = [leaf for leaf in leaves if leaf.index in victims]
         return bool(victims) and hunt.search(means, victims, least, open_leaves)
-
-    def _order(self, leaf: TreeNode, means: Means) -> Losers:
-        """The groups of a leaf that can lose, the first to lose last; and less than any of them would lose."""
-        if means is Means.WITHDRAW:
-            return self._sorted(self.work.fresh[leaf.index], means)
-        line = self.work.state.lines[leaf.index]
-        if means not in line.orders:
-            can = [
-                i
-                for i in line.running.values()
-                if not i.group.error and (means is Means.EVICT or _elastic(i, i.counts))
-            ]
-            line.orders[means] = self._sorted(can, means)
-        return (
-            self._with_fresh(leaf.index, means, line.orders[means]) if self.work.done else line.orders[means]
-        )
-
-    def _with_fresh(self, index: int, means: Means, before: Losers) -> Losers:
-        late = list(self.work.fresh.get(index, ()))
-        if means is Means.SHRINK:
-            late = [item for item in (*late, *self._grown.get(index, ())) if self._is_elastic(item)]
-        if not late:
-            return before
-        known = self._late.get((index, means))
-        if known is None or known[0] != late:
-            known = self._late[index, means] = late, self._sorted([*before[0], *late], means)
-        return known[1]
-
-    def _is_elastic(self, item: Item) -> bool:
-        run = self.work.runs.get(item.key) if self.work.done else None
-        return _elastic(item, item.counts if run is None else run.counts)
-
-    def _sorted(self, items: Iterable[Item], means: Means) -> Losers:
-        order = sorted(items, key=lambda item: victim_key(item, means), reverse=True)
-        losses = [quota for item in order for quota in _losses(item, means)]
-        return order, tuple(map(min, zip(*losses, strict=True)))
 
     def _tell(self, hunt: Hunt) -> None:
         asker = hunt.rights.asker
@@ -280,15 +212,3 @@ class Room:
                 taken.run.evicted = (reason, text)
             else:
                 taken.run.shrunk = (reason, text)
-
-
-def _losses(item: Item, means: Means) -> list[Vector]:
-    """What a leaf loses with one pod of each kind (shrinks), or at least loses with a group."""
-    if means is Means.SHRINK:
-        return [member.quota for member in item.shape.members]
-    least = item.shape.least
-    return [item.shape.quota(tuple(map(min, item.counts, least)) if item.admitted else least)]
-
-
-def _elastic(item: Item, counts: Sequence[int]) -> bool:
-    return any(has > least for has, least in zip(counts, item.shape.least, strict=True))
