@@ -36,6 +36,7 @@ _LAST_PORT = 65535
 
 log = structlog.get_logger(__name__)
 STALLED_SECONDS = 60.0
+FAILING_SECONDS = 30.0  # LISTs fail now and then; only for so long it is not ready
 SHUTDOWN_SECONDS = 5.0
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -199,6 +200,8 @@ class Operator:
         resync, freshness = self._resync, self._store.freshness
         if resync is None or not resync.primed:
             return (resync.failure if resync else "") or "listing the cluster for the first time"
+        if resync.failing() > FAILING_SECONDS:
+            return f"for {resync.failing():.0f} s: {resync.failure}"
         if resync.age() > 3 * self._settings.resync_seconds + 30:
             return f"no complete LIST for {resync.age():.0f} s; {resync.failure or 'see the log'}"
         late = [r for r in WATCHED if freshness.behind(r.kind) > BEHIND_SECONDS]

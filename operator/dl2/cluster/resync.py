@@ -29,6 +29,7 @@ class Resync:
         self._listed_at: dict[str, float] = {}  # when the last successful LIST began
         self._failures: dict[str, int] = {}  # in a row
         self._not_before: dict[str, float] = {}
+        self._failing_since = 0.0
         self.failure = ""
 
     @property
@@ -38,6 +39,10 @@ class Resync:
     def age(self) -> float:
         """Seconds since the least recent successful LIST; infinite before the first."""
         return time.monotonic() - min(self._listed_at.values()) if self.primed else float("inf")
+
+    def failing(self) -> float:
+        """Seconds for which there has always been a kind whose last LIST failed."""
+        return time.monotonic() - self._failing_since if self._failures else 0.0
 
     async def list_once(self, resource: Resource) -> int:
         """One LIST of one kind. Returns how many stale objects it removed. Raises ApiError."""
@@ -88,6 +93,8 @@ class Resync:
         try:
             stale = await self.list_once(resource)
         except ApiError as exc:
+            if not self._failures:
+                self._failing_since = time.monotonic()
             failures = self._failures[kind] = self._failures.get(kind, 0) + 1
             delay = min(0.2 * 2.0 ** min(failures, 10), 30.0)
             self._not_before[kind] = time.monotonic() + delay

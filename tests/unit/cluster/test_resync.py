@@ -103,3 +103,20 @@ async def test_a_kind_that_cannot_be_listed_says_so_and_is_not_asked_all_the_tim
     assert not resync._due("Pod", 120)
     assert resync._due("Namespace", 120)
     assert resync.age() >= 200
+
+
+async def test_it_tells_for_how_long_it_has_been_failing(clock: list[float]) -> None:
+    client = Moody(FakeApi(), failures=0)
+    resync = Resync(client, Store(), [PODS, NAMESPACES])  # type: ignore[arg-type]
+    await resync.prime()
+    assert resync.failing() == 0
+    client.failures = 2
+    assert not await resync._try(PODS)
+    clock[0] += 20
+    assert not await resync._try(NAMESPACES)
+    clock[0] += 5
+    assert resync.failing() == 25
+    assert await resync._try(PODS)
+    assert resync.failing() == 25
+    assert await resync._try(NAMESPACES)
+    assert resync.failing() == 0
