@@ -141,6 +141,7 @@ def measure(contender: Contender, scale: float, timeout: float, log: Path) -> tu
             }
             facts |= from_metrics(running.metrics())
     facts["load generator CPU seconds"] = report.processor
+    facts["quota use as the queues tell, percent"] = 100 * report.told / (CAPACITY * report.wall)
     facts["quota use by work alone, percent"] = 100 * report.worked / (CAPACITY * report.wall)
     facts |= {f"evictions of {name} groups": count for name, count in sorted(report.evictions.items())}
     facts |= {"requests repeated": report.repeats, "lists of the load generator": report.lists}

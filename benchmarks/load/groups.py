@@ -50,6 +50,7 @@ class Report:
     wall: float = 0.0  # from the first creation to the last group finished
     held: float = 0.0  # CPUs admitted, over time
     cpus: int = 0  # admitted now
+    told: float = 0.0  # CPUs that the queues' status calls used, over time
     worked: float = 0.0  # CPUs times run time of what has finished
     waits: dict[str, float] = field(
         default_factory=dict
@@ -73,6 +74,14 @@ class _Group:
     finished: bool = False
 
 
+@dataclass(slots=True)
+class _Told:
+    """What a queue's status says is used, and since when."""
+
+    cpus: float
+    at: float
+
+
 def arrivals(scale: float) -> list[tuple[float, str, Class, int]]:
     """(second, queue, class, number) of every group, in the order of time."""
     return sorted(
@@ -93,6 +102,7 @@ class Load:
         self._system, self._server, self._timeout = system, server, timeout
         self._arrivals = arrivals(scale)
         self._groups: dict[tuple[str, str], _Group] = {}
+        self._told = {queue: _Told(0.0, 0.0) for _, queue in queues()}
         self._creating, self._finishing = asyncio.Semaphore(IN_FLIGHT), asyncio.Semaphore(IN_FLIGHT)
         self._done = asyncio.Event()
         self._began = self._counted = 0.0
@@ -106,11 +116,11 @@ class Load:
             self._server.url, connector=connector, timeout=timeout, headers=self._server.headers()
         ) as session:
             self._session = session
-            version = await self._list()
             self._began = self._counted = time.monotonic()
             async with asyncio.TaskGroup() as self._tasks:
                 helpers = [
-                    self._tasks.create_task(self._watch(version)),
+                    self._tasks.create_task(self._watch(self._path(), self._saw)),
+                    self._tasks.create_task(self._watch(self._queues_path(), self._saw_queue)),
                     self._tasks.create_task(self._create_all()),
                     self._tasks.create_task(self._tell(tell, every)),
                 ]
@@ -215,28 +225,38 @@ class Load:
         self._report.cpus += cpus
         self._counted = now
 
+    def _saw_queue(self, raw: dict[str, Any]) -> None:
+        """Take in what a queue's status says, until all groups have finished."""
+        told, now = self._told.get(raw["metadata"]["name"]), time.monotonic()
+        if told is not None and not self._report.complete:
+            self._report.told += told.cpus * (now - told.at)
+            told.cpus, told.at = self._system.used(raw), now
+
     # -- the API server -------------------------------------------------------------------------------------
+    def _queues_path(self) -> str:
+        return f"{self._system.api}/{self._system.queues}"
+
     def _path(self, namespace: str = "", name: str = "") -> str:
         system = self._system
         if not namespace:
             return f"{system.api}/{system.plural}"
         return f"{system.api}/namespaces/{namespace}/{system.plural}" + (f"/{name}" if name else "")
 
-    async def _watch(self, version: str) -> None:
+    async def _watch(self, path: str, saw: Callable[[dict[str, Any]], None]) -> None:
         while True:
+            version = await self._list(path, saw)
             try:
-                async for event in self._events(version):
+                async for event in self._events(path, version):
                     if event["type"] == "ERROR":
                         break
-                    self._saw(event["object"])
+                    saw(event["object"])
             except (TimeoutError, aiohttp.ClientError, OSError):
                 pass  # silent or cut off: whatever it was, the list tells
-            version = await self._list()
 
-    async def _events(self, version: str) -> AsyncIterator[dict[str, Any]]:
+    async def _events(self, path: str, version: str) -> AsyncIterator[dict[str, Any]]:
         query = {"watch": "true", "resourceVersion": version}
         timeout = aiohttp.ClientTimeout(total=None, sock_read=SILENCE_SECONDS)
-        async with self._session.get(self._path(), params=query, timeout=timeout) as response:
+        async with self._session.get(path, params=query, timeout=timeout) as response:
             response.raise_for_status()
             rest = b""
             async for block in response.content.iter_any():
@@ -244,17 +264,17 @@ class Load:
                 for line in lines:
                     yield orjson.loads(line)
 
-    async def _list(self) -> str:
-        """Take in all groups. Returns the version to watch from."""
+    async def _list(self, path: str, saw: Callable[[dict[str, Any]], None]) -> str:
+        """Take in all objects of a kind. Returns the version to watch from."""
         self._report.lists += 1
         token, version = "", ""
         while True:
-            page = await self._send("GET", f"{self._path()}?limit=500&continue={token}", refused={410})
+            page = await self._send("GET", f"{path}?limit=500&continue={token}", refused={410})
             if page is None:  # the pages are too old by now
                 token = ""
                 continue
             for raw in page.get("items") or ():
-                self._saw(raw)
+                saw(raw)
             version = page["metadata"]["resourceVersion"]
             token = page["metadata"].get("continue") or ""
             if not token:

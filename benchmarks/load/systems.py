@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dl2.api import conditions, names
+from dl2.scheduling.quantities import parse_quantity
 from load.manifests import manifest
 
 TREES, QUEUES = 5, 6  # queues of each tree
@@ -41,6 +42,7 @@ class System(Protocol):
 
     api: str  # path of the API group's version
     plural: str
+    queues: str  # plural of what holds quota
 
     def objects(self) -> Iterator[Raw]:
         """What stands in the cluster before the first group: queues and namespaces."""
@@ -53,6 +55,9 @@ class System(Protocol):
 
     def finish(self, queue: str, token: str) -> list[Raw]:
         """The JSON patch of its status when it has run; refused when the admission `token` is not that any more."""
+
+    def used(self, raw: Raw) -> float:
+        """CPUs that are used as the status of a queue has it."""
 
     def give_back(self, raw: Raw) -> Raw | None:
         """The merge patch of its status that an evicted group's owner owes; None where nothing is owed."""
@@ -77,7 +82,7 @@ def holds(raw: Raw, kind: str) -> bool:
 class Dl2:
     """PodGroups without pods."""
 
-    api, plural = "/apis/dl2.dev/v1alpha1", "podgroups"
+    api, plural, queues = "/apis/dl2.dev/v1alpha1", "podgroups", "tenantqueues"
 
     def objects(self) -> Iterator[Raw]:
         for kind in CLASSES:
@@ -118,6 +123,9 @@ class Dl2:
             {"op": "add", "path": "/status/conditions/-", "value": _finished()},
         ]
 
+    def used(self, raw: Raw) -> float:
+        return _cpus(_at(raw, "status", "resources", "cpu", "used"))
+
     def give_back(self, raw: Raw) -> Raw | None:
         return None
 
@@ -125,7 +133,7 @@ class Dl2:
 class Kueue:
     """Workloads of no job, as in Kueue's own benchmark: whoever runs them gives an evicted one's quota back."""
 
-    api, plural = "/apis/kueue.x-k8s.io/v1beta2", "workloads"
+    api, plural, queues = "/apis/kueue.x-k8s.io/v1beta2", "workloads", "clusterqueues"
     _version = "kueue.x-k8s.io/v1beta2"
 
     def objects(self) -> Iterator[Raw]:
@@ -166,6 +174,11 @@ class Kueue:
             {"op": "add", "path": "/status/conditions/-", "value": _finished()},
         ]
 
+    def used(self, raw: Raw) -> float:
+        (usage,) = _at(raw, "status", "flavorsUsage") or [{}]
+        (cpu,) = usage.get("resources") or [{}]
+        return _cpus(cpu.get("total"))
+
     def give_back(self, raw: Raw) -> Raw | None:
         if not (holds(raw, "Evicted") and holds(raw, "QuotaReserved")):
             return None
@@ -178,6 +191,18 @@ class Kueue:
 
     def _object(self, kind: str, metadata: Raw, spec: Raw) -> Raw:
         return {"apiVersion": self._version, "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def _cpus(quantity: Any) -> float:
+    return parse_quantity(quantity or "0", "cpu") / 1000
+
+
+def _at(raw: Raw, *path: str) -> Any:
+    """What stands at a path, or None."""
+    found: Any = raw
+    for key in path:
+        found = (found or {}).get(key)
+    return found
 
 
 def _namespace(name: str) -> Raw:
