@@ -6,6 +6,7 @@ One SQLite file in WAL mode: a crash at any moment loses at most the transaction
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import zlib
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import orjson
 
@@ -193,8 +195,7 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
             f"there is no decision log at {path}; name it with --log, as `dl2 run --decision-log` was told"
         )
     try:
-        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
-        db.row_factory = sqlite3.Row
+        db = _connect_to_read(path)
         try:
             found = db.execute("PRAGMA user_version").fetchone()[0]
             if found != SCHEMA_VERSION:
@@ -204,6 +205,21 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
             db.close()
     except sqlite3.Error as exc:
         raise LogError(f"{path}: {exc}") from None
+
+
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    """Reading a log in WAL mode makes files beside it. Where that cannot be, it is a copy that nobody writes to."""
+    for mode in ("mode=ro", "immutable=1"):
+        db = sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, timeout=10)
+        db.row_factory = sqlite3.Row
+        try:
+            db.execute("SELECT count(*) FROM sqlite_master")
+            break
+        except sqlite3.OperationalError:
+            db.close()
+            if os.access(path.parent, os.W_OK):
+                raise
+    return db
 
 
 def history(db: sqlite3.Connection, job: str, rounds: int) -> tuple[list[sqlite3.Row], list[sqlite3.Row]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,23 @@ def test_what_was_written_is_read_while_the_log_is_open(tmp_path: Path) -> None:
     assert [r["record"] for r in records] == ["round", "outcome"]
     assert records[0]["observation"]["jobs"] == [[1, 2]]
     log.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a folder read only")
+def test_a_copy_in_a_read_only_folder_is_read(tmp_path: Path) -> None:
+    log = DecisionLog(tmp_path / "log.db")
+    add(log, 10.0)
+    log.close()
+    command = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+    export = [sys.executable, "-m", "dl2", "log", "export", "--log", str(tmp_path / "log.db")]
+    told = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", command, str(tmp_path), *export],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (told.returncode, told.stderr) == (0, "")
+    assert '"record":"round"' in told.stdout
 
 
 def test_the_latest_observations_come_oldest_first(tmp_path: Path) -> None:
