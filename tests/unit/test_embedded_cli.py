@@ -29,6 +29,7 @@ def state_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("up --kwok-nodes -1", 2, ["--kwok-nodes"]),
         ("up --kwok-nodes many", 2, ["--kwok-nodes"]),
         ("up --real-node=many", 2, ["--real-node"]),
+        ("up --memory 512GB", 2, ["--memory", "is not a quantity", "16Gi"]),
         ("up --feature-gates GenericWorkload", 2, ["NAME=true or NAME=false"]),
         ("up --feature-gates A=yes", 2, ["NAME=true or NAME=false"]),
         (

@@ -20,6 +20,7 @@ from dl2.embedded.cluster import EmbeddedCluster
 from dl2.embedded.errors import ClusterError
 from dl2.embedded.processes import tail
 from dl2.embedded.state import ClusterOptions, cluster_directory, cluster_names, read
+from dl2.scheduling.quantities import QuantityError, parse_quantity
 
 app = typer.Typer(
     no_args_is_help=True, help="A real Kubernetes on this machine, with simulated and real nodes."
@@ -45,6 +46,16 @@ class OptionalCount(TyperCommand):
         return super().parse_args(ctx, counted)
 
 
+def _quantity(text: str | None) -> str | None:
+    """Memory as Kubernetes writes it; raises BadParameter."""
+    try:
+        if text is not None:
+            parse_quantity(text, "memory")
+    except QuantityError as exc:
+        raise typer.BadParameter(str(exc)) from None
+    return text
+
+
 @app.command(cls=OptionalCount)
 def up(
     name: Name = "dl2",
@@ -57,7 +68,9 @@ def up(
     cpus: Annotated[
         int | None, typer.Option(min=1, help="CPUs of each simulated node.", show_default="64")
     ] = None,
-    memory: Annotated[str | None, typer.Option(help="Memory of each.", show_default="512Gi")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of each.", show_default="512Gi", callback=_quantity)
+    ] = None,
     real_node: Annotated[
         int | None,
         typer.Option(

@@ -190,7 +190,7 @@ class KubeClient:
             raise ApiError(0, type(exc).__name__, str(exc) or type(exc).__name__) from exc
         if 200 <= response.status < 300:
             return orjson.loads(data) if data else {}
-        raise _error(response.status, data)
+        raise error_of(response.status, data)
 
     async def list(
         self,
@@ -259,7 +259,8 @@ class KubeClient:
         return await self.request("DELETE", resource.path(namespace, name), body=options)
 
 
-def _error(status: int, data: bytes) -> ApiError:
+def error_of(status: int, data: bytes) -> ApiError:
+    """What the API server has answered, as an error."""
     try:
         body = orjson.loads(data)
         return ApiError(status, str(body.get("reason") or ""), str(body.get("message") or ""))

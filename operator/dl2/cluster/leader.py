@@ -15,7 +15,7 @@ from kubernetes.aio.leaderelection import electionconfig
 from kubernetes.aio.leaderelection.leaderelection import LeaderElection
 from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
 
-from dl2.cluster.client import Credentials, load_configuration
+from dl2.cluster.client import Credentials, error_of, load_configuration
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +64,7 @@ class _Lock(LeaseLock):  # type: ignore[misc,unused-ignore]
         try:
             return await asyncio.wait_for(request, self.request_seconds)
         except (TimeoutError, aiohttp.ClientError, OSError, k8s.ApiException) as exc:
-            log.warning("lease not renewed yet", error=str(exc) or type(exc).__name__)
+            log.warning("lease not renewed yet", error=_told(exc))
             return False
 
     async def release(self) -> None:
@@ -82,6 +82,12 @@ class _Lock(LeaseLock):  # type: ignore[misc,unused-ignore]
     async def _replace(self, lease: Any) -> bool:
         await self.api_instance.replace_namespaced_lease(self.name, self.namespace, lease)
         return True
+
+
+def _told(exc: Exception) -> str:
+    if isinstance(exc, k8s.ApiException):  # the library's own words are a dump of headers
+        return str(error_of(exc.status, str(exc.body or exc.reason).encode()))
+    return str(exc) or type(exc).__name__
 
 
 async def lead(
