@@ -2,8 +2,9 @@
 
 An embedded cluster with one real node (containerd, kubelet) and the operator with a ScalingPolicy. Every repetition
 plays the same elastic jobs, `examples/elastic/train.py` on handwritten digits, once under each policy, with an operator
-that knows nothing yet. An example takes EXAMPLE_SECONDS, as a larger network's would, so that workers share out
-something; more of them do not make this machine's cores more. A queue bounds how many members there may be at once.
+that knows nothing yet. They are of two kinds, as their `model` says: in some an example takes its time, as in a larger
+network, so that workers share out something; in the others a step does, as where loading the data is what takes long, and
+more workers are of no use. A queue bounds how many members there may be at once.
 
 Figures: `jct_POLICY_seconds`, mean completion times; `below_percent` and `half_width`, by how much the second policy
 lies below the first, pair by pair, with 95 % confidence; `resizes`, `restarts` and `steps_back` over all of them (the
@@ -34,11 +35,15 @@ from operator_scale import Operator
 from scaling_live import between
 
 TEAM = "team"
-EPOCHS = (6, 14, 4)  # of the jobs, in the order in which they come
-EVERY = 12.0  # seconds between two arrivals
-EXAMPLE_SECONDS = 0.01
-INTERVAL = 5
-CPU = "850m"  # of the queue: a member asks for 50m, a coordinator for 100m
+COMPUTE, LOADING = "compute-bound", "loading-bound"
+# An example, or else a step, takes this long at least.
+SECONDS = {COMPUTE: ("DL2_EXAMPLE_SECONDS", 0.01), LOADING: ("DL2_STEP_SECONDS", 0.25)}
+# Kind and epochs of the jobs, in the order in which they come: an epoch takes one worker 15 s, or any number 6.25 s.
+JOBS = ((COMPUTE, 8), (LOADING, 12), (COMPUTE, 16), (LOADING, 12), (COMPUTE, 8), (COMPUTE, 12))
+EVERY = 15.0  # seconds between two arrivals
+INTERVAL = 10
+CPU = "1200m"  # of the queue: a member asks for 50m, a coordinator for 100m
+MOST = {"workers": 8, "servers": 4}
 LIMIT = 600.0
 Raw = dict[str, Any]
 
@@ -54,13 +59,15 @@ class Seen:
     members_lost: int = 0
 
 
-def job(name: str, epochs: int) -> Raw:
+def job(name: str, kind: str, epochs: int) -> Raw:
     spec = example("dljob-elastic.yaml")["spec"]
-    spec["queue"], spec["training"]["epochs"] = TEAM, epochs
+    spec["queue"], spec["model"], spec["training"]["epochs"] = TEAM, kind, epochs
+    variable, seconds = SECONDS[kind]
     spec["scaling"] = {"mode": "Auto", "cooldownSeconds": 0}
-    for role in ("workers", "servers"):
+    for role, most in MOST.items():
+        spec[role]["max"] = most
         (container,) = spec[role]["template"]["spec"]["containers"]
-        container["env"] = [{"name": "DL2_EXAMPLE_SECONDS", "value": str(EXAMPLE_SECONDS)}]
+        container["env"] = [{"name": variable, "value": str(seconds)}]
         container["resources"]["requests"] = {"cpu": "50m", "memory": "64Mi"}
     return manifest(names.DL_JOB, name, spec, namespace=TEAM)
 
@@ -88,11 +95,11 @@ def play(cluster: EmbeddedCluster, policy: str) -> Seen:
     with operator.running():
         apply(cluster, *objects(policy))
         cluster.wait_service_account(TEAM)
-        began, left = time.monotonic(), list(enumerate(EPOCHS))
+        began, left = time.monotonic(), list(enumerate(JOBS))
         while True:
             while left and time.monotonic() - began >= left[0][0] * EVERY:
-                n, epochs = left.pop(0)
-                apply(cluster, job(f"job-{n}", epochs))
+                n, (kind, epochs) = left.pop(0)
+                apply(cluster, job(f"job-{n}", kind, epochs))
             jobs = items(cluster, "dljobs")
             for pod in items(cluster, "pods"):
                 name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
@@ -106,7 +113,7 @@ def play(cluster: EmbeddedCluster, policy: str) -> Seen:
                 if status.get("lastScaling"):
                     scalings.add((name, json.dumps(status["lastScaling"]["to"])))
             ends = [found for found in jobs if (found.get("status") or {}).get("completionTime")]
-            if len(ends) == len(EPOCHS):
+            if len(ends) == len(JOBS):
                 break
             if time.monotonic() - began > LIMIT:
                 raise SystemExit(f"after {LIMIT:g} s only {len(ends)} jobs had ended")
