@@ -195,12 +195,14 @@ class KubeClient:
     async def list(
         self,
         resource: Resource,
-        chunk: int = 500,
+        chunk: int = 100,
         namespace: str | None = None,
         selector: str = "",
         optional: bool = False,
     ) -> AsyncIterator[tuple[list[dict[str, Any]], int]]:
         """All objects of a kind, page by page, with the resource version of the LIST.
+
+        A page takes several times its size while it is read, and LISTs of a large cluster are what memory peaks at.
 
         `optional`: a kind that is not served here has no objects, which is no error.
         """
