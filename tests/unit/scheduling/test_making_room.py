@@ -583,6 +583,19 @@ def test_found_by_an_independent_reading_of_the_rules(case: Case) -> None:
         end={"a/new": "3", "b/new": "3"},
     ),
     Case(
+        "what an eviction frees beside the asker is promised at once",
+        [q("root", max=12), q("a", "root", min=2, weight=2), q("b", "root", min=1)],
+        [
+            run("a/0", 2, age=9), run("b/0", 5, age=8), run("b/1", 5, age=7),
+            g("b/2", age=5), g("a/1", 3, age=4), g("a/2", 4, age=3),
+        ],
+        first={
+            "b/0": "Evict Preempted", "b/1": "Evict Preempted", "b/2": "Wait WaitingForPreemption",
+            "a/1": "Wait WaitingForPreemption", "a/2": "Wait WaitingForPreemption",
+        },
+        end={"a/0": "2", "a/1": "3", "a/2": "4", "b/2": "1"},
+    ),
+    Case(
         "who gave way to another start may still take what it has a right to",
         [q("root", max=7), q("a", "root"), q("b", "root")],
         [
