@@ -98,12 +98,25 @@ class Room:
 
     def would_tempt(self, run: Run, counts: Counts) -> bool:
         """Would so many more pods of a group give anybody of the wary a right to evict?"""
-        if not self.wary:
+        near = self._near(run, counts) if self.wary else []
+        if not near:
+            return False
+        with self.work.tried(run, counts), self.as_done():
+            tempted = [item for item in near if self.would_evict(item)]
+        if not tempted:
             return False
         with self.as_done():
-            content = [i for i in self.wary if i.key not in self.work.runs and not self.would_evict(i)]
-        with self.work.tried(run, counts), self.as_done():
-            return any(map(self.would_evict, content))
+            return not all(map(self.would_evict, tempted))
+
+    def _near(self, run: Run, counts: Counts) -> list[Item]:
+        """The wary who would have a right to the branch of a group with so many more pods. Cheap: asked for every pod."""
+        leaf, vector = run.item.leaf, run.item.shape.quota(counts)
+        branches = set(leaf.path[:-1])
+        self.work.charge(leaf, vector, now=False)
+        waiting = [item for item in self.wary if item.key not in self.work.runs]
+        near = [item for item in waiting if self.may_gain(item, item.needs, branches)]
+        self.work.charge(leaf, vector, -1, now=False)
+        return near
 
     def may_take_fresh(self, item: Item, vector: Vector, *, everything: bool = False) -> bool:
         """Has this pass started anything since that a group asking for `vector` has a better right to?
