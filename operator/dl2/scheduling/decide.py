@@ -35,15 +35,20 @@ def decide(snapshot: Snapshot, settings: Settings | None = None, *, cache: Cache
     """
     settings = settings or Settings()
     state = State(snapshot, settings) if cache is None else cache.state(snapshot, settings)
-    wary: dict[Key, Item] = {}
-    for _ in range(_ATTEMPTS):
-        attempt = Pass(state, snapshot.now, tuple(wary.values()))
-        tempted = {item.key: item for item in attempt.run() if item.key not in wary}
-        if not tempted:
-            break
-        attempt.leave()
-        wary |= tempted
-    return attempt.plan()
+    return plan_of(state, snapshot.now, {}, _ATTEMPTS)
+
+
+def plan_of(state: State, now: float, wary: dict[Key, Item], attempts: int) -> Plan:
+    """The plan of a pass after which nobody would evict for what it lets others grow; of the last attempt, as it is.
+
+    `wary`: who would have, after earlier attempts.
+    """
+    attempt = Pass(state, now, tuple(wary.values()))
+    tempted = {item.key: item for item in attempt.run() if item.key not in wary}
+    if not tempted or attempts == 1:
+        return attempt.plan()
+    attempt.leave()
+    return plan_of(state, now, wary | tempted, attempts - 1)
 
 
 class Pass:
