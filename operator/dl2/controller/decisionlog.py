@@ -209,16 +209,22 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 def _connect_to_read(path: Path) -> sqlite3.Connection:
     """Reading a log in WAL mode makes files beside it. Where that cannot be, it is a copy that nobody writes to."""
-    for mode in ("mode=ro", "immutable=1"):
-        db = sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, timeout=10)
-        db.row_factory = sqlite3.Row
-        try:
-            db.execute("SELECT count(*) FROM sqlite_master")
-            break
-        except sqlite3.OperationalError:
-            db.close()
-            if os.access(path.parent, os.W_OK):
-                raise
+    try:
+        return _opened(path, "mode=ro")
+    except sqlite3.OperationalError:
+        if os.access(path.parent, os.W_OK):
+            raise
+        return _opened(path, "immutable=1")
+
+
+def _opened(path: Path, mode: str) -> sqlite3.Connection:
+    db = sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, timeout=10)
+    db.row_factory = sqlite3.Row
+    try:
+        db.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.Error:
+        db.close()
+        raise
     return db
 
 

@@ -13,7 +13,7 @@ from dl2.scheduling.tree import TreeNode, Vector
 Counts = tuple[int, ...]  # pods by member, in the order of `GroupShape.members`
 # Within a queue: for whom others were made to leave (False comes first), then priority, then creation, then name.
 Order = tuple[bool, int, float, Key]
-VictimKey = tuple[int, float, float, float, int, Key]  # see `hunt.victim_key`
+VictimKey = tuple[int, float, float, float, int, Key]  # see `candidates.victim_key`
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -61,9 +61,10 @@ class Room:
             hunt.give_back()
             self.work.version = version
             return None
-        self.lost |= {taken.run.item.leaf for taken in hunt.taken}
         self._tell(hunt)
-        self.work.moved |= {taken.run.item.leaf for taken in hunt.taken}
+        leaves = {taken.run.item.leaf for taken in hunt.taken}
+        self.lost |= leaves
+        self.work.moved |= leaves
         return hunt.placed
 
     def could(self, item: Item, counts: Counts, *, growing: bool = False) -> bool:

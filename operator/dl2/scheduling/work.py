@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dl2.scheduling.items import Counts, Item
 from dl2.scheduling.plan import Reason
@@ -54,19 +54,7 @@ class Run:
         counts, now, spreads, loose, grown, exits = deepcopy(
             (self.counts, self.now, self.spreads, self.loose, self.grown, self.exits)
         )
-        return Run(
-            self.item,
-            counts,
-            now,
-            spreads,
-            loose,
-            grown,
-            started=self.started,
-            promised=self.promised,
-            evicted=self.evicted,
-            shrunk=self.shrunk,
-            exits=exits,
-        )
+        return replace(self, counts=counts, now=now, spreads=spreads, loose=loose, grown=grown, exits=exits)
 
 
 @dataclass(slots=True, eq=False)
