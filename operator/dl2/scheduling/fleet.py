@@ -90,10 +90,11 @@ class Fleet:
         """Take (sign 1) or give back (-1) `vector` on node `i`: in what is there, in what will be, or both."""
         if self._touched is not None and i not in self._touched:
             self._touched[i] = (self.real[i], self.future.free[i])
+        there, then = self.real[i], self.future.free[i]
         if real:
-            self.real[i] = _minus(self.real[i], vector, sign)
+            self.real[i] = _minus(there, vector, sign)
         if future:
-            self.future.put(i, _minus(self.future.free[i], vector, sign))
+            self.future.put(i, self.real[i] if real and there is then else _minus(then, vector, sign))
         self._show(i)
 
     def _show(self, i: int) -> None:

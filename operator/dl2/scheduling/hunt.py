@@ -8,7 +8,7 @@ out not to be needed is given back, the last victim first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -32,7 +32,7 @@ class Taken:
 
 @dataclass(slots=True, eq=False)
 class Hunt:
-    """Holds the changes made so far; `give_back` undoes them all."""
+    """For an asker that does not fit as things stand. Holds the changes made so far; `give_back` undoes them all."""
 
     work: Work
     rights: Rights
@@ -43,7 +43,7 @@ class Hunt:
     least: dict[int, Vector] = field(default_factory=dict)  # by leaf index, no victim's loss is smaller
     taken: list[Taken] = field(default_factory=list)
     placed: Spreads | None = None  # where the asker fits, taken in the future picture
-    _retry: dict[int, list[Item]] = field(default_factory=dict)
+    _denied: dict[int, list[Item]] = field(default_factory=dict)  # by leaf index, in the first round
     _owned: set[int] = field(default_factory=set)  # whose victims are a list of its own
     _short: bool | None = None  # of quota; None: not known
 
@@ -55,30 +55,29 @@ class Hunt:
         leaves: Sequence[TreeNode],
     ) -> bool:
         """Take from `victims` (by leaf) until the asker fits; what is taken stays taken."""
-        self.means, self.victims, self.least, self._retry = means, victims, least, {}
+        self.means, self.victims, self.least = means, victims, least
+        self._denied.clear()
         self._owned.clear()
-        return self._final_share(set(leaves)) or self._initial_share(set(leaves)) or self.fits(force=True)
+        return self._final_share(list(leaves)) or self._initial_share(leaves) or self.fits(force=True)
 
     # ---- the two rounds ----------------------------------------------------------------------------------
 
-    def _final_share(self, leaves: set[TreeNode]) -> bool:
-        while leaves:
-            leaf, right = self._furthest(leaves)
-            if leaf is None or right is None:
-                break
+    def _final_share(self, leaves: list[TreeNode]) -> bool:
+        while (found := self._furthest(leaves, self._may_lose_least)) is not None:
+            leaf, right = found
             took = self._take_first(leaf, right)
             if not self.victims[leaf.index]:
-                leaves.discard(leaf)
+                leaves.remove(leaf)
             if took and self.fits():
                 return True
         return False
 
+    def _may_lose_least(self, leaf: TreeNode) -> bool:
+        return self.rights.fair_after(leaf, self.least[leaf.index])
+
     def _take_first(self, leaf: TreeNode, right: Right) -> bool:
-        """The next victim of a leaf that the share test lets go; those it does not are kept for a retry."""
+        """The next victim of a leaf that the share test lets go; those it does not are kept for the second round."""
         line = self._own(leaf.index)
-        if right is Right.FAIR and not self.rights.fair_after(leaf, self.least[leaf.index]):
-            self._retry.setdefault(leaf.index, []).extend(reversed(line))  # not even the smallest
-            line.clear()
         denied: set[Vector] = set()
         while line:
             item = line[-1]
@@ -89,7 +88,7 @@ class Hunt:
                 loss = self._loss(item)
                 if loss in denied or not self.rights.fair_after(leaf, loss):
                     denied.add(loss)
-                    self._retry.setdefault(leaf.index, []).append(line.pop())
+                    self._denied.setdefault(leaf.index, []).append(line.pop())
                     continue
             self._take(item, right)
             return True
@@ -102,43 +101,46 @@ class Hunt:
             self.victims[index] = self.victims[index][:]
         return self.victims[index]
 
-    def _initial_share(self, leaves: set[TreeNode]) -> bool:
+    def _initial_share(self, leaves: Iterable[TreeNode]) -> bool:
         """At most one more per queue, where the queue holds more than the asker before it loses; as many as it takes
         where the asker, now that its own have lost, stays within its guarantee.
         """
-        self.victims = {index: items[::-1] for index, items in self._retry.items()}
-        self._owned.update(self.victims)
-        leaves = {leaf for leaf in leaves if self.victims.get(leaf.index)} if self.victims else set()
-        while leaves:
-            leaf, right = self._furthest(leaves)
-            if leaf is None or right is None:
-                break
-            item = next((item for item in reversed(self.victims[leaf.index]) if self._useful(item)), None)
-            if item is None or right is not Right.GUARANTEE:
-                leaves.discard(leaf)
-            if item is None or (right is Right.FAIR and not self.rights.fair_before(leaf)):
-                continue
-            self._take(item, right)
-            if not self.victims[leaf.index]:
-                leaves.discard(leaf)
-            if self.fits():
+        for index, denied in self._denied.items():
+            self.victims[index] += reversed(denied)
+        leaves = [leaf for leaf in leaves if self.victims[leaf.index]]
+        while (found := self._furthest(leaves, self.rights.fair_before)) is not None:
+            leaf, right = found
+            line = self._own(leaf.index)
+            while line and not self._useful(line[-1]):
+                line.pop()
+            took = bool(line)
+            if took:
+                self._take(line[-1], right)
+            if not line or right is not Right.GUARANTEE:
+                leaves.remove(leaf)
+            if took and self.fits():
                 return True
         return False
 
-    def _furthest(self, leaves: set[TreeNode]) -> tuple[TreeNode | None, Right | None]:
-        """The leaf to take from next: the highest weighted share at every fork below the tightest limit."""
+    def _furthest(
+        self, leaves: Sequence[TreeNode], fair: Callable[[TreeNode], bool]
+    ) -> tuple[TreeNode, Right] | None:
+        """The leaf to take from next: of those that may lose, the one with the highest weighted share at every fork
+        below the tightest limit. `fair`: the share test of the round.
+        """
         short = self.work.state.future.shortage(self.rights.asker.leaf, self.rights.vector)
         top = short[0] if short is not None else self.work.state.tree.root
-        depth = len(top.path)
-        inside = [leaf for leaf in leaves if len(leaf.path) >= depth and leaf.path[-depth] is top]
-        while inside:
-            leaf = self._descend(top, inside)
-            right = self.rights.against(leaf, fresh=self.means is Means.WITHDRAW)
-            if right is not None:
-                return leaf, right
-            leaves.discard(leaf)
-            inside.remove(leaf)
-        return None, None
+        depth, fresh = len(top.path), self.means is Means.WITHDRAW
+        rights: dict[TreeNode, Right] = {}
+        for leaf in leaves:
+            if len(leaf.path) >= depth and leaf.path[-depth] is top:
+                right = self.rights.against(leaf, fresh=fresh)
+                if right is not None and (right is not Right.FAIR or fair(leaf)):
+                    rights[leaf] = right
+        if not rights:
+            return None
+        leaf = self._descend(top, list(rights))
+        return leaf, rights[leaf]
 
     def _descend(self, top: TreeNode, leaves: list[TreeNode]) -> TreeNode:
         """At every fork to the branch with the highest weighted share; of equals to the next one to lose."""
@@ -240,6 +242,8 @@ class Hunt:
     def spare_the_needless(self) -> None:
         """Give back, the greatest harm and the last victim first, what is not needed."""
         needed: set[Run] = set()  # pods go newest first: where a later one is needed, the earlier ones are
+        if 0 < len(self.taken) <= _EVERY_STEP:  # there was a look for room before the last one, and none
+            needed.add(self.taken[-1].run)
         order = list(Means)
         late_first = self.taken[::-1]
         for taken in sorted(late_first, key=lambda taken: -order.index(taken.means)):

@@ -174,12 +174,13 @@ class Shadow:
 
     def _end(self, item: Item) -> None:
         self._gone.add(item.key)
-        run = self.work.runs.get(item.key) or Run.of(item)
         self.ledger.add(item.leaf, item.kept, -1)
         if self.fleet is not None:
             for i, vector in item.kept_on:
                 self.fleet.charge(i, vector, -1)
-        self._move(run, -1)
+        run = self.work.runs.get(item.key)
+        if run is not None:
+            self._move(run, -1)
 
     def _move(self, run: Run, sign: int) -> None:
         """Pods that the pass has placed itself."""

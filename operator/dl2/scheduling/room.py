@@ -88,6 +88,8 @@ class Room:
 
     def would_evict(self, item: Item) -> bool:
         """Would it evict somebody as things stand? Changes nothing."""
+        if self.work.fits(item, item.asks):
+            return False
         version = self.work.version
         hunt = self._search(item, item.asks, item.spreads, growing=False)
         if hunt is None:
