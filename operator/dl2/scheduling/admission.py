@@ -56,6 +56,7 @@ class Admission:
         self._fresh_rights: dict[int, bool] = {}  # in this round, by leaf
         self._news = News(set(), set(), set())
         self._heads: dict[int, Item | None] = {}  # of each queue in this round, by leaf
+        self._modest: dict[int, tuple[Item, Vector]] = {}  # see `_least`, by leaf
 
     def run(self) -> None:
         """What others' starts and losses have given a group a right to take, it takes at once: hence rounds.
@@ -197,9 +198,13 @@ class Admission:
 
     def _least(self, line: Line) -> tuple[Item, Vector]:
         """Whom of a line most may lose to, and the least that anybody there wants of every resource."""
-        heads = [waiting[0][1] for waiting in line.waiting.values()]
-        asked = (item.shape.quota(item.shape.least) for item in heads)
-        return max(heads, key=attrgetter("group.priority")), tuple(map(min, zip(*asked, strict=True)))
+        known = self._modest.get(line.leaf.index)
+        if known is None:
+            heads = [waiting[0][1] for waiting in line.waiting.values()]
+            asked = (item.shape.quota(item.shape.least) for item in heads)
+            known = max(heads, key=attrgetter("group.priority")), tuple(map(min, zip(*asked, strict=True)))
+            self._modest[line.leaf.index] = known
+        return known
 
     def _could_ever(self, item: Item, vector: Vector) -> bool:
         """Not where it exceeds a limit all by itself, or a pod of it every node."""

@@ -166,7 +166,8 @@ class Pass:
         key = (item.leaf.index, vector)
         if key not in self._growable:
             one = tuple(int(m == n) for m in range(len(item.counts)))
-            room = self.state.future.shortage(item.leaf, vector) is None
+            with self.state.future.nothing_kept():  # some may grow into what is kept
+                room = self.state.future.shortage(item.leaf, vector) is None
             self._growable[key] = room or self.room.could(item, one, growing=True)
         return self._growable[key]
 

@@ -50,7 +50,7 @@ def grow(work: Work, candidates: dict[int, list[Run]], room: Room, reservations:
     lines = {index: [Growing(run) for run in reversed(runs)] for index, runs in candidates.items()}
     contest = Contest(work.state.tree, work.state.future, lambda item: _wish(lines, item))
     for line in lines.values():
-        contest.enter(line[0].run.item.leaf, lambda line=line: _head(work, room, line))  # type: ignore[misc]
+        contest.enter(line[0].run.item.leaf, lambda line=line: _head(work, room, reservations, line))  # type: ignore[misc]
     if contest.next() is not None and reservations.pending:
         reservations.settle()
         contest.update_all([line[0].run.item.leaf for line in lines.values() if line])
@@ -59,9 +59,11 @@ def grow(work: Work, candidates: dict[int, list[Run]], room: Room, reservations:
         counts = growing.step()
         assert counts is not None
         run = growing.run
-        if room.would_tempt(run, counts) or not (
-            work.grow(run, counts) or work.move(run, counts) or _take(work, room, run, counts)
-        ):
+        with reservations.open(reservations.after(item)):
+            grown = not room.would_tempt(run, counts) and (
+                work.grow(run, counts) or work.move(run, counts) or _take(work, room, run, counts)
+            )
+        if not grown:
             growing.is_stuck(counts)
         contest.update_all({item.leaf, *work.moved})
         work.moved.clear()
@@ -77,20 +79,27 @@ def _take(work: Work, room: Room, run: Run, counts: Counts) -> bool:
     return placed is not None
 
 
-def _head(work: Work, room: Room, line: list[Growing]) -> Item | None:
+def _head(work: Work, room: Room, reservations: Reservations, line: list[Growing]) -> Item | None:
     """The first of a queue with a step that there is quota for; the others must not stand before it."""
     while line:
         growing = line[-1]
         item, counts = growing.run.item, growing.step()
         if counts is None:
             line.pop()
-        elif work.state.future.shortage(item.leaf, item.shape.quota(counts)) is None or room.would(
-            item, counts, growing.run.spreads, growing=True
-        ):
+            continue
+        could = _could(work, room, growing.run, counts)
+        if not could and (opened := reservations.after(item)):
+            with reservations.open(opened):
+                could = _could(work, room, growing.run, counts)
+        if could:
             return item
-        else:
-            growing.is_stuck(counts)
+        growing.is_stuck(counts)
     return None
+
+
+def _could(work: Work, room: Room, run: Run, counts: Counts) -> bool:
+    short = work.state.future.shortage(run.item.leaf, run.item.shape.quota(counts)) is not None
+    return not short or room.would(run.item, counts, run.spreads, growing=True)
 
 
 def _wish(lines: dict[int, list[Growing]], item: Item) -> Vector:

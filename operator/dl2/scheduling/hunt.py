@@ -55,10 +55,22 @@ class Hunt:
         leaves: Sequence[TreeNode],
     ) -> bool:
         """Take from `victims` (by leaf) until the asker fits; what is taken stays taken."""
+        if leaves == [self.rights.asker.leaf] and self._is_too_little(victims[leaves[0].index]):
+            return False
         self.means, self.victims, self.least = means, victims, least
         self._denied.clear()
         self._owned.clear()
         return self._final_share(list(leaves)) or self._initial_share(leaves) or self.fits(force=True)
+
+    def _is_too_little(self, own: Iterable[Item]) -> bool:
+        """Would quota still be short if all these were gone? Most often so where a priority is all the right there is."""
+        future = self.work.state.future
+        short = future.shortage(self.rights.asker.leaf, self.rights.vector)
+        if short is None or not future.plain:
+            return False
+        node, r = short
+        lost = sum(item.shape.quota(self._counts(item))[r] for item in own)
+        return lost < self.rights.held(node, r) - (node.max[r] or 0)
 
     # ---- the two rounds ----------------------------------------------------------------------------------
 

@@ -4,11 +4,14 @@ In a shadow of the cluster the running groups end one after another, in the orde
 (those that tell none last, the longest running first), until the head fits. Where it fits then is kept for
 it: later groups get only what does not delay it (EASY backfill, without run times of waiting groups). One
 shadow serves all heads of a pass, in their order, so a later head never starts before an earlier one.
+A running group that ends before a head starts may grow into what is kept for it: it gives that back in time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from math import inf
 
 from dl2.scheduling.explain import Blocked, Held, asking
@@ -23,8 +26,8 @@ from dl2.scheduling.work import Run, Work
 class Reservation:
     item: Item
     start: float | None  # when the last group that it waits for is expected to end; None: nobody knows
-    on_nodes: list[tuple[int, Vector]]  # what later groups may not use
-    in_tree: list[tuple[int, int, int]]  # (tree node, resource, amount)
+    on_nodes: dict[int, Vector] = field(default_factory=dict)  # what later groups may not use, by node
+    in_tree: dict[tuple[int, int], int] = field(default_factory=dict)  # and by (tree node, resource)
 
 
 class Reservations:
@@ -65,28 +68,56 @@ class Reservations:
         if found is None:
             return
         start, nodes, rooms = found
-        made = Reservation(item, max(start, self.now) if start < inf else None, [], [])
+        made = Reservation(item, max(start, self.now) if start < inf else None)
         fleet, future = self.work.state.fleet, self.work.state.future
         if fleet is not None and shadow.fleet is not None:
             for i in nodes:
-                pair = zip(fleet.future.free[i], shadow.fleet.real[i], strict=True)
-                made.on_nodes.append((i, tuple(max(0, free - max(0, beside)) for free, beside in pair)))
+                made.on_nodes[i] = _beyond(fleet.future.free[i], shadow.fleet.real[i])
         for node, r, room in rooms:
             top = node.max[r]
             assert top is not None
             free = top - future.used[node.index][r] - future.kept.get((node.index, r), 0)
             if free > room:
-                made.in_tree.append((node.index, r, free - max(0, room)))
+                made.in_tree[node.index, r] = free - max(0, room)
         self.made.append(made)
         self._impose(made, 1)
 
     def _impose(self, made: Reservation, sign: int) -> None:
-        for i, kept in made.on_nodes:
+        for i, kept in made.on_nodes.items():
             if self.work.state.fleet is not None:
                 self.work.state.fleet.charge(i, kept, sign, real=False)
-        for node, r, amount in made.in_tree:
+        for (node, r), amount in made.in_tree.items():
             self.work.state.future.keep(node, r, amount * sign)
         self.work.version += 1
+
+    def after(self, item: Item) -> list[Reservation]:
+        """Those of heads that start only once a running group has ended: it may use what is kept for them."""
+        first = self._shadow.ended.get(item.key) if self._shadow is not None else None
+        return self.made[first:] if first is not None else []
+
+    @contextmanager
+    def open(self, opened: list[Reservation]) -> Iterator[None]:
+        """As if nothing were kept for some; what is taken of it meanwhile is kept no longer."""
+        for made in opened:
+            self._impose(made, -1)
+        free = {i: self._free(i) for made in opened for i in made.on_nodes}
+        used = {at: self._used(*at) for made in opened for at in made.in_tree}
+        yield
+        on_nodes = {i: _beyond(before, self._free(i)) for i, before in free.items()}
+        in_tree = {at: max(0, self._used(*at) - before) for at, before in used.items()}
+        for made in opened:
+            for i, kept in made.on_nodes.items():
+                made.on_nodes[i], on_nodes[i] = _beyond(kept, on_nodes[i]), _beyond(on_nodes[i], kept)
+            for at, amount in made.in_tree.items():
+                made.in_tree[at], in_tree[at] = max(0, amount - in_tree[at]), max(0, in_tree[at] - amount)
+            self._impose(made, 1)
+
+    def _free(self, i: int) -> Vector:
+        fleet = self.work.state.fleet
+        return () if fleet is None else fleet.future.free[i]
+
+    def _used(self, node: int, r: int) -> int:
+        return self.work.state.future.used[node][r]
 
     def why(self, item: Item, counts: Counts) -> Blocked | None:
         """If a group would fit but for the reservations: so it is told."""
@@ -94,15 +125,11 @@ class Reservations:
             return None
         future, vector = self.work.state.future, item.shape.quota(counts)
         if future.shortage(item.leaf, vector) is not None:
-            kept, future.kept = future.kept, {}
-            fits = future.shortage(item.leaf, vector) is None
-            future.kept = kept
+            with future.nothing_kept():
+                fits = future.shortage(item.leaf, vector) is None
         else:
-            for made in self.made:
-                self._impose(made, -1)
-            fits = self.work.fits(item, counts)
-            for made in self.made:
-                self._impose(made, 1)
+            with self.open(self.made):
+                fits = self.work.fits(item, counts)
         if not fits:
             return None
         made = self.made[0]
@@ -129,7 +156,9 @@ class Shadow:
         running = [item for line in work.state.lines.values() for item in line.running.values()]
         running.sort(key=lambda item: (_end(item), item.group.admitted_at or 0.0, item.key), reverse=True)
         self._running = running  # the next to end is the last
-        self._ended = 0.0
+        self._time = 0.0
+        self._heads = 0  # that have been given a start
+        self.ended: dict[Key, int] = {}  # who ends before how many of these have started
 
     def catch_up(self) -> None:
         """Take in what the pass has decided since."""
@@ -145,23 +174,33 @@ class Shadow:
     def let_end_until(
         self, item: Item, counts: Counts
     ) -> tuple[float, list[int], list[tuple[TreeNode, int, int]]] | None:
-        """(time, nodes, room left beside it at every limit) when `counts` pods of a head fit and are placed."""
+        """(time, nodes, room left beside it at every limit) when `counts` pods of a head fit and are placed; None, and
+        all is as before, where they never do.
+        """
         vector = item.shape.quota(counts)
         if any(vector[r] > top for node in item.leaf.path for r, top in node.limited):
             return None
         nodes = self._place(item, counts, vector)
+        ended: list[Item] = []
         while nodes is None and self._running:
             ending = self._running.pop()
             if ending.key not in self._gone:
-                self._ended = _end(ending)
+                ended.append(ending)
                 self._end(ending)
                 nodes = self._place(item, counts, vector)
         if nodes is None:
+            for ending in ended:
+                self._end(ending, -1)
+            self._running += reversed(ended)
             return None
+        if ended:
+            self._time = _end(ended[-1])
+        self.ended.update(dict.fromkeys((item.key for item in ended), self._heads))
+        self._heads += 1
         self.ledger.add(item.leaf, vector)
         rows = self.ledger.used
         rooms = [(n, r, top - rows[n.index][r]) for n in item.leaf.path for r, top in n.limited if vector[r]]
-        return self._ended, nodes, rooms
+        return self._time, nodes, rooms
 
     def _place(self, item: Item, counts: Counts, vector: Vector) -> list[int] | None:
         if self.ledger.shortage(item.leaf, vector) is not None:
@@ -172,15 +211,19 @@ class Shadow:
         spreads = self.placer.place(item.shape.wants(counts), item.shape.required, home=home)
         return None if spreads is None else sorted({i for spread in spreads for i in spread})
 
-    def _end(self, item: Item) -> None:
-        self._gone.add(item.key)
-        self.ledger.add(item.leaf, item.kept, -1)
+    def _end(self, item: Item, sign: int = 1) -> None:
+        """A running group ends, or (sign -1) is taken back to where it ran."""
+        if sign > 0:
+            self._gone.add(item.key)
+        else:
+            self._gone.remove(item.key)
+        self.ledger.add(item.leaf, item.kept, -sign)
         if self.fleet is not None:
             for i, vector in item.kept_on:
-                self.fleet.charge(i, vector, -1)
+                self.fleet.charge(i, vector, -sign)
         run = self.work.runs.get(item.key)
         if run is not None:
-            self._move(run, -1)
+            self._move(run, -sign)
 
     def _move(self, run: Run, sign: int) -> None:
         """Pods that the pass has placed itself."""
@@ -193,3 +236,8 @@ class Shadow:
 
 def _end(item: Item) -> float:
     return inf if item.group.expected_end is None else item.group.expected_end
+
+
+def _beyond(left: Vector, right: Vector) -> Vector:
+    """What `left` has more; neither counts below nothing."""
+    return tuple([max(0, a - max(0, b)) for a, b in zip(left, right, strict=True)])

@@ -7,7 +7,8 @@ The root (`CLUSTER`) stands for the whole cluster; its limit is the capacity.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import lcm
 from typing import NamedTuple
@@ -285,6 +286,15 @@ class Ledger:
             and self.used[node.index][r] + vector[r] + self.kept.get((node.index, r), 0) > top
         }
         return sorted(short)
+
+    @contextmanager
+    def nothing_kept(self) -> Iterator[None]:
+        """As if nothing were kept free for anybody."""
+        kept, self.kept = self.kept, {}
+        try:
+            yield
+        finally:
+            self.kept = kept
 
     def keep(self, node: int, r: int, amount: int) -> None:
         """Keep `amount` more (less, if negative) of a limit free."""

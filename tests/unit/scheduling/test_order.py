@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import pytest
+
 from dl2.scheduling.plan import Action, Reason
 from dl2.scheduling.settings import Settings
 from tests.unit.scheduling.cases import Case, cases, ones
-from tests.unit.scheduling.dsl import NOW, World, g, node, nodes, q, run, told
+from tests.unit.scheduling.dsl import NOW, RACK, World, g, node, nodes, q, run, told
 
 STRICT = [q("a", strategy="StrictFIFO")]
 
@@ -187,6 +189,42 @@ def test_what_can_never_start_reserves_nothing():
     head = replace(g("a/big", gpu=9, age=2000), passed_over_since=NOW - 700)
     world = World([q("a")], nodes(2), [head, g("a/x", 2)])
     assert world.one("a/x").action is Action.ADMIT
+
+
+def test_a_head_that_not_even_an_empty_cluster_could_hold_spoils_no_later_reservation():
+    never = replace(g("a/wide", 2, gpu=8, required=RACK, age=3000), passed_over_since=NOW - 900)
+    head = replace(g("b/big", gpu=8, age=2000), passed_over_since=NOW - 700)
+    running = [run("c/r", 4, on={"n1": 4}, ends=100), run("c/s", 8, on={"n2": 8})]
+    world = World(
+        [q("a", reclaim="Never"), q("b", reclaim="Never"), q("c")],
+        [node("n1", rack="r1"), node("n2", rack="r2")],
+        [*running, never, head, g("c/x", 2)],
+    )
+    assert world.one("c/x").message.endswith("kept for b/big, which is expected to start in 100 s")
+
+
+def growing_beside(ends: float, asked: int):
+    """An elastic group with 2 of its 6 pods on the node that a head waits for; a rigid one there ends in 100 s."""
+    head = replace(g("a/big", asked, age=2000), passed_over_since=NOW - 700)
+    elastic = run("a/e", 6, 2, on={"n1": 2}, age=3000, ends=ends)
+    return World([q("a", max=8)], nodes(1), [elastic, run("a/r", on={"n1": 1}, age=3000, ends=100), head])
+
+
+@pytest.mark.parametrize("asked", [6, 7, 8])
+def test_what_ends_before_a_head_starts_grows_into_what_is_kept_for_it_at_once(asked):
+    world = growing_beside(50, asked)
+    assert [told(plan)["a/e"] for plan in world.passes()] == ["Resize 6"]
+
+
+def test_what_ends_after_a_head_starts_does_not_grow_into_what_is_kept_for_it():
+    assert growing_beside(9000, 6).passes() == []
+
+
+def test_what_a_group_takes_of_kept_room_is_kept_no_longer():
+    world = growing_beside(50, 6)
+    world.groups = [*world.groups, g("a/x"), g("a/y", age=-1)]
+    assert len(world.passes()) == 1
+    assert world.running() == {"a/e": "6", "a/r": "1", "a/x": "1"}  # one pod more would delay the head
 
 
 def test_a_guarantee_of_another_queue_is_not_delayed_by_a_reservation():
