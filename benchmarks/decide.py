@@ -123,7 +123,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
-    gc.set_threshold(2_000, 3, 5_000)  # as `dl2 run` has it
+    gc.set_threshold(5_000, 3, 5_000)  # as `dl2 run` has it
     small, large = cluster(500, 500, 500, 50), cluster(5000, 5000, 5000, 50)
     figures = {
         "pass_500_ms": milliseconds(lambda: decide(small), 9),

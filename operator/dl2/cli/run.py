@@ -104,7 +104,7 @@ def _keep_the_loop_free() -> None:
     make way for the loop after 1 ms, not Python's 5.
     """
     gc.freeze()
-    gc.set_threshold(2_000, 3, 5_000)
+    gc.set_threshold(5_000, 3, 5_000)
     sys.setswitchinterval(0.001)
 
 

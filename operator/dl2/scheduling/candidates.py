@@ -58,9 +58,9 @@ class Candidates:
             self._below[priority] = {i for i, lowest in self.lowest.items() if lowest < priority}
         return self._below[priority]
 
-    def fresh(self) -> set[int]:
+    def fresh(self) -> list[TreeNode]:
         """Leaves where this pass has started anything that can be withdrawn without harm."""
-        return set() if self.work.done else {index for index, items in self.work.fresh.items() if items}
+        return [] if self.work.done else [items[0].leaf for items in self.work.fresh.values() if items]
 
     def order(self, leaf: TreeNode, means: Means) -> Losers:
         """The groups of a leaf that can lose, the first to lose last; and less than any of them would lose."""

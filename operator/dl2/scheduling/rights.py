@@ -82,17 +82,16 @@ class Rights:
         used = self.used[mine.index]
         return all(used[r] + more <= mine.min[r] for r, more in enumerate(self.vector) if more > 0)
 
-    def losers(self, among: Collection[int], *, fresh: bool = False) -> Iterator[TreeNode]:
-        """The leaves that `against` gives a right to; `among`: indices of those that have something to lose.
+    def losers(self, among: Collection[int]) -> Iterator[TreeNode]:
+        """The leaves that `against` gives a right to; `among`: indices of those that ran something before.
 
         Walks down from every fork on the asker's way up and leaves a branch at the first reason against it.
         """
         leaf = self.asker.leaf
-        if leaf.index in among and self.against(leaf, fresh=fresh) is not None:
+        if leaf.index in among and self.against(leaf) is not None:
             yield leaf
         if self.reclaim is Preemption.NEVER or not among:
             return
-        used = self.used if fresh else self.stays
         for mine in leaf.path[:-1]:
             assert mine.parent is not None
             asks, standing, within = self.share(mine), self.future.standing(mine.parent), self._within(mine)
@@ -101,9 +100,9 @@ class Rights:
             for theirs, holds in standing.shares:
                 if (asks > holds and not within) or theirs is mine:
                     continue
-                over = [r for r in self.contested if used[theirs.index][r] > theirs.min[r]]
+                over = [r for r in self.contested if self.stays[theirs.index][r] > theirs.min[r]]
                 if over:
-                    yield from self._below(theirs, over, used, among)
+                    yield from self._below(theirs, over, among)
 
     def reaches(self, branches: Collection[TreeNode]) -> bool:
         """Has the asker a right to any of these branches, as far as the shares at its fork tell?"""
@@ -115,9 +114,7 @@ class Rights:
             if theirs is not mine and theirs in branches
         )
 
-    def _below(
-        self, top: TreeNode, over: list[int], used: list[list[int]], among: Collection[int]
-    ) -> Iterator[TreeNode]:
+    def _below(self, top: TreeNode, over: list[int], among: Collection[int]) -> Iterator[TreeNode]:
         """Leaves under `top` on whose way down everybody holds more than its min of one contested resource."""
         stack = [(top, over)]
         while stack:
@@ -125,7 +122,7 @@ class Rights:
             if not node.children and node.index in among:
                 yield node
             for child in node.children:
-                rest = [r for r in above if used[child.index][r] > child.min[r]]
+                rest = [r for r in above if self.stays[child.index][r] > child.min[r]]
                 if rest:
                     stack.append((child, rest))
 

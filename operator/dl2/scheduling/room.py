@@ -127,7 +127,7 @@ class Room:
         `everything`: no matter which resource it is about.
         """
         rights = self._rights(item, vector, growing=False, everything=everything)
-        return any(rights.losers(self.candidates.fresh(), fresh=True))
+        return bool(self._fresh(rights))
 
     def may_gain(self, item: Item, vector: Vector, branches: Collection[TreeNode]) -> bool:
         """Has a group asking for `vector` a right to any of these branches, as far as the shares at its fork tell?"""
@@ -148,7 +148,7 @@ class Room:
         if self._hopeless.get(known) == version:
             return None
         rights = self._rights(item, item.shape.quota(counts), growing=growing)
-        fresh = [] if growing else list(rights.losers(self.candidates.fresh(), fresh=True))
+        fresh = [] if growing else self._fresh(rights)
         others = self._losers(rights)
         quota_only = True
         for ways in (_GROWTH if growing else _START) if fresh or others else ():
@@ -195,6 +195,10 @@ class Room:
             mine = used[fork.mine.index]
             rivals = [i for i in rivals if tree.weighted_share(fork.mine, mine, i.needs) < holds]
         return any(self.work.fits(rival, rival.asks) for rival in rivals)
+
+    def _fresh(self, rights: Rights) -> list[TreeNode]:
+        """Leaves where this pass has started anything that the asker has a right to: few."""
+        return [leaf for leaf in self.candidates.fresh() if rights.against(leaf, fresh=True) is not None]
 
     def _losers(self, rights: Rights) -> list[TreeNode]:
         """Leaves that run something the asker has a right to, as far as shares and priorities tell."""
