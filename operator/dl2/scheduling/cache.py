@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dl2.scheduling.settings import Settings
-from dl2.scheduling.snapshot import Node, Snapshot
+from dl2.scheduling.snapshot import Group, Node, Snapshot
 from dl2.scheduling.state import State
 
 
@@ -46,7 +46,7 @@ def _follows(state: State, seen: Snapshot, snapshot: Snapshot) -> bool:
         and (snapshot.namespaces is seen.namespaces or snapshot.namespaces == seen.namespaces)
         and (bool(state.named) or _requested(snapshot) == state.requested)
     )
-    return same and _follow_nodes(state, seen.nodes, snapshot.nodes) and _follow_groups(state, snapshot)
+    return same and _follow_nodes(state, seen.nodes, snapshot.nodes) and _follow_groups(state, seen.groups, snapshot.groups)
 
 
 def _same(left: Sequence[object], right: Sequence[object]) -> bool:
@@ -82,26 +82,22 @@ def _only_load(old: Node, new: Node) -> bool:
     )
 
 
-def _follow_groups(state: State, snapshot: Snapshot) -> bool:
+def _follow_groups(state: State, old: Sequence[Group], new: Sequence[Group]) -> bool:
+    """Groups that nothing has happened to are the same objects: they are told apart without a look at them."""
     items = state.items
-    changed = []
-    kept = 0
-    for group in snapshot.groups:
+    was, stays = set(map(id, old)), set(map(id, new))
+    come = [group for group in new if id(group) not in was]
+    if not all(state.knows(group) for group in come):
+        return False
+    again = {group.key for group in come}
+    for key in dict.fromkeys(group.key for group in old if id(group) not in stays):
+        if key not in again:
+            state.remove(key)
+    for group in come:
         item = items.get(group.key)
         if item is None:
-            changed.append(group)
-        else:
-            kept += 1
-            if item.group is not group and item.group != group:
-                changed.append(group)
-    if not all(state.knows(group) for group in changed):
-        return False
-    if kept < len(items):
-        present = {group.key for group in snapshot.groups}
-        for key in [key for key in items if key not in present]:
-            state.remove(key)
-    for group in changed:
-        if group.key in items:
+            state.add(group)
+        elif item.group != group:
             state.remove(group.key)
-        state.add(group)
-    return len(items) == len(snapshot.groups)  # two of one name: from scratch, where the last one counts
+            state.add(group)
+    return len(items) == len(new)  # two of one name: from scratch, where the last one counts
