@@ -46,7 +46,11 @@ def _follows(state: State, seen: Snapshot, snapshot: Snapshot) -> bool:
         and (snapshot.namespaces is seen.namespaces or snapshot.namespaces == seen.namespaces)
         and (bool(state.named) or _requested(snapshot) == state.requested)
     )
-    return same and _follow_nodes(state, seen.nodes, snapshot.nodes) and _follow_groups(state, seen.groups, snapshot.groups)
+    return (
+        same
+        and _follow_nodes(state, seen.nodes, snapshot.nodes)
+        and _follow_groups(state, seen.groups, snapshot.groups)
+    )
 
 
 def _same(left: Sequence[object], right: Sequence[object]) -> bool:

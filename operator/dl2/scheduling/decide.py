@@ -57,8 +57,8 @@ class Pass:
     def __init__(self, state: State, now: float, wary: tuple[Item, ...] = ()) -> None:
         self.state, self.now, self.settings = state, now, state.settings
         self.work = Work(state)
-        self.room = Room(self.work, wary)
         self.reservations = Reservations(self.work, now)
+        self.room = Room(self.work, self.reservations, wary)
         self.admission = Admission(self.work, self.room, self.reservations, now)
         self._growable: dict[tuple[int, Vector], bool] = {}  # by (leaf, quota of a pod)
         self.wakes: list[float] = []

@@ -87,19 +87,15 @@ def _head(work: Work, room: Room, reservations: Reservations, line: list[Growing
         if counts is None:
             line.pop()
             continue
-        could = _could(work, room, growing.run, counts)
-        if not could and (opened := reservations.after(item)):
-            with reservations.open(opened):
-                could = _could(work, room, growing.run, counts)
-        if could:
+        vector = item.shape.quota(counts)
+        if (
+            work.state.future.shortage(item.leaf, vector) is None
+            or reservations.keeps_from_others(item, vector)
+            or room.would(item, counts, growing.run.spreads, growing=True)
+        ):
             return item
         growing.is_stuck(counts)
     return None
-
-
-def _could(work: Work, room: Room, run: Run, counts: Counts) -> bool:
-    short = work.state.future.shortage(run.item.leaf, run.item.shape.quota(counts)) is not None
-    return not short or room.would(run.item, counts, run.spreads, growing=True)
 
 
 def _wish(lines: dict[int, list[Growing]], item: Item) -> Vector:

@@ -182,6 +182,8 @@ class Hunt:
             return False
         if self.means is Means.SHRINK and self._member(item) is None:
             return False
+        if self.work.done and item.admitted and not self.rights.borrowed(item.leaf):
+            return False  # what this pass has given is no reason to lose the rest
         if self.work.state.fleet is None or self.short_of_quota():
             return True
         spreads = item.spreads if run is None else run.spreads

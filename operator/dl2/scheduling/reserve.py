@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
+from operator import attrgetter
+from typing import NamedTuple
 
 from dl2.scheduling.explain import Blocked, Held, asking
 from dl2.scheduling.items import Counts, Item
@@ -92,8 +94,23 @@ class Reservations:
 
     def after(self, item: Item) -> list[Reservation]:
         """Those of heads that start only once a running group has ended: it may use what is kept for them."""
-        first = self._shadow.ended.get(item.key) if self._shadow is not None else None
-        return self.made[first:] if first is not None else []
+        return self.made[self.before(item) :]
+
+    def before(self, item: Item) -> int:
+        """How many heads start before a group ends."""
+        ended = self._shadow.ended if self._shadow is not None else {}
+        return ended.get(item.key, len(self.made))
+
+    def keeps_from_others(self, item: Item, vector: Vector) -> bool:
+        """Is there quota for a running group in what is kept for heads that start after it has ended?"""
+        opened, future = self.after(item), self.work.state.future
+        if not opened:
+            return False
+        with future.nothing_kept():
+            if future.shortage(item.leaf, vector) is not None:
+                return False
+        with self.open(opened):
+            return future.shortage(item.leaf, vector) is None
 
     @contextmanager
     def open(self, opened: list[Reservation]) -> Iterator[None]:
@@ -142,6 +159,14 @@ class Reservations:
         self.made.clear()
 
 
+class Holding(NamedTuple):
+    """What a group holds in the shadow."""
+
+    item: Item
+    vector: Vector
+    on_nodes: list[tuple[int, Vector]]
+
+
 class Shadow:
     """The cluster as it will be while groups end; the heads that were given a start are in it."""
 
@@ -152,24 +177,43 @@ class Shadow:
         self.fleet = None if work.state.fleet is None else work.state.fleet.shadow()
         self.placer = None if self.fleet is None else Placer(self.fleet)
         self._gone: set[Key] = {run.item.key for run in work.runs.values() if run.evicted}
-        self._come: set[Key] = {run.item.key for run in work.runs.values() if run.started or run.promised}
+        self._come: dict[Key, Holding] = {}  # what this pass has started or promised
         running = [item for line in work.state.lines.values() for item in line.running.values()]
         running.sort(key=lambda item: (_end(item), item.group.admitted_at or 0.0, item.key), reverse=True)
         self._running = running  # the next to end is the last
+        self._late: list[Item] = []  # who has come: they end after all others
+        for run in work.runs.values():
+            if run.started or run.promised:
+                self._enter(run)
         self._time = 0.0
         self._heads = 0  # that have been given a start
         self.ended: dict[Key, int] = {}  # who ends before how many of these have started
 
     def catch_up(self) -> None:
         """Take in what the pass has decided since."""
-        for run in self.work.runs.values():
+        runs = self.work.runs
+        for come in [come for key, come in self._come.items() if key not in runs]:
+            self._withdraw(come.item)
+        for run in runs.values():
             key = run.item.key
             if run.evicted and key not in self._gone:
                 self._end(run.item)
             elif (run.started or run.promised) and key not in self._come:
-                self._come.add(key)
-                self.ledger.add(run.item.leaf, run.item.shape.quota(run.counts))
-                self._move(run, 1)
+                self._charge(self._enter(run), 1)
+
+    def _enter(self, run: Run) -> Holding:
+        item = run.item
+        come = self._come[item.key] = Holding(item, item.shape.quota(run.counts), _placed(run))
+        self._late.append(item)
+        self._late.sort(key=attrgetter("key"), reverse=True)
+        return come
+
+    def _withdraw(self, item: Item) -> None:
+        if item.key not in self._gone:
+            self._end(item)
+            self._late.remove(item)
+        self._gone.remove(item.key)
+        del self._come[item.key]
 
     def let_end_until(
         self, item: Item, counts: Counts
@@ -182,16 +226,16 @@ class Shadow:
             return None
         nodes = self._place(item, counts, vector)
         ended: list[Item] = []
-        while nodes is None and self._running:
-            ending = self._running.pop()
+        while nodes is None and (line := self._running or self._late):
+            ending = line.pop()
             if ending.key not in self._gone:
                 ended.append(ending)
                 self._end(ending)
                 nodes = self._place(item, counts, vector)
         if nodes is None:
-            for ending in ended:
+            for ending in reversed(ended):
                 self._end(ending, -1)
-            self._running += reversed(ended)
+                (self._late if ending.key in self._come else self._running).append(ending)
             return None
         if ended:
             self._time = _end(ended[-1])
@@ -212,26 +256,32 @@ class Shadow:
         return None if spreads is None else sorted({i for spread in spreads for i in spread})
 
     def _end(self, item: Item, sign: int = 1) -> None:
-        """A running group ends, or (sign -1) is taken back to where it ran."""
+        """A group ends, or (sign -1) is taken back to where it ran."""
         if sign > 0:
             self._gone.add(item.key)
         else:
             self._gone.remove(item.key)
-        self.ledger.add(item.leaf, item.kept, -sign)
-        if self.fleet is not None:
-            for i, vector in item.kept_on:
-                self.fleet.charge(i, vector, -sign)
-        run = self.work.runs.get(item.key)
-        if run is not None:
-            self._move(run, -sign)
+        come = self._come.get(item.key)
+        if come is None:
+            run = self.work.runs.get(item.key)
+            come = Holding(item, item.kept, [*item.kept_on, *(_placed(run) if run is not None else ())])
+        self._charge(come, -sign)
 
-    def _move(self, run: Run, sign: int) -> None:
-        """Pods that the pass has placed itself."""
-        for member, loose in zip(run.item.shape.members, run.loose, strict=True):
-            for i in loose if self.fleet is not None and member.pod is not None else ():
-                assert self.fleet is not None
-                assert member.pod is not None
-                self.fleet.charge(i, member.pod.vector, sign)
+    def _charge(self, come: Holding, sign: int) -> None:
+        self.ledger.add(come.item.leaf, come.vector, sign)
+        if self.fleet is not None:
+            for i, vector in come.on_nodes:
+                self.fleet.charge(i, vector, sign)
+
+
+def _placed(run: Run) -> list[tuple[int, Vector]]:
+    """Pods that the pass has placed itself."""
+    return [
+        (i, member.pod.vector)
+        for member, loose in zip(run.item.shape.members, run.loose, strict=True)
+        if member.pod is not None
+        for i in loose
+    ]
 
 
 def _end(item: Item) -> float:

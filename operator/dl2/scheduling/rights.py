@@ -13,6 +13,7 @@ from dl2.scheduling.items import Item
 from dl2.scheduling.snapshot import Preemption
 from dl2.scheduling.state import State
 from dl2.scheduling.tree import Share, TreeNode, Vector
+from dl2.scheduling.work import Work
 
 
 class Right(Enum):
@@ -24,13 +25,14 @@ class Right(Enum):
 
 
 class Rights:
-    """What one asker may take. `vector` is what it needs more, `contested` the resources it is about, and
-    `stays` the usage without what this pass has given, by tree node."""
+    """What one asker may take. `vector` is what it needs more, `contested` the resources it is about, `stays` the
+    usage by tree node without what this pass has given, `counted` the one that rights to what ran before come from."""
 
-    def __init__(
-        self, state: State, stays: list[list[int]], asker: Item, vector: Vector, *, growing: bool
-    ) -> None:
-        self.tree, self.future, self.used, self.stays = state.tree, state.future, state.future.used, stays
+    def __init__(self, work: Work, asker: Item, vector: Vector, *, growing: bool) -> None:
+        state = work.state
+        self.tree, self.future = state.tree, state.future
+        self.used, self.stays = state.future.used, work.stays.used
+        self.counted = self.used if work.done else self.stays
         self.asker, self.vector, self.growing = asker, vector, growing
         self.nothing = (0,) * len(vector)
         self.contested = self._contested(state)
@@ -63,19 +65,27 @@ class Rights:
             return None if self.growing or self.within is Preemption.NEVER else Right.PRIORITY
         if self.reclaim is Preemption.NEVER:
             return None
+        if not self._borrows(leaf, self.used if fresh else self.counted):
+            return None
         fork = self.tree.fork(self.asker.leaf, leaf)
-        used = self.used if fresh else self.stays
-        for r in self.contested:
-            for node in fork.steps:
-                if used[node.index][r] <= node.min[r]:
-                    break
-            else:
-                break
-        else:
-            return None  # nothing contested of which all on its way up hold more than their min
         if self._within(fork.mine):
             return Right.GUARANTEE
         return Right.FAIR if self.share(fork.mine) <= self.share(fork.theirs) else None
+
+    def _borrows(self, leaf: TreeNode, used: list[list[int]]) -> bool:
+        """Do all on a leaf's way up to the fork hold more than their min of one contested resource?"""
+        steps = self.tree.fork(self.asker.leaf, leaf).steps
+        for r in self.contested:
+            for node in steps:
+                if used[node.index][r] <= node.min[r]:
+                    break
+            else:
+                return True
+        return False
+
+    def borrowed(self, leaf: TreeNode) -> bool:
+        """Did a leaf hold more than its guarantees even without what this pass has given?"""
+        return leaf is self.asker.leaf or self._borrows(leaf, self.stays)
 
     def _within(self, mine: TreeNode) -> bool:
         """Does a node on the asker's way up stay within its min, in all that the newcomer brings?"""
@@ -100,7 +110,7 @@ class Rights:
             for theirs, holds in standing.shares:
                 if (asks > holds and not within) or theirs is mine:
                     continue
-                over = [r for r in self.contested if self.stays[theirs.index][r] > theirs.min[r]]
+                over = [r for r in self.contested if self.counted[theirs.index][r] > theirs.min[r]]
                 if over:
                     yield from self._below(theirs, over, among)
 
@@ -122,7 +132,7 @@ class Rights:
             if not node.children and node.index in among:
                 yield node
             for child in node.children:
-                rest = [r for r in above if self.stays[child.index][r] > child.min[r]]
+                rest = [r for r in above if self.counted[child.index][r] > child.min[r]]
                 if rest:
                     stack.append((child, rest))
 

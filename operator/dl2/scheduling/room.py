@@ -10,6 +10,7 @@ from dl2.scheduling.candidates import Candidates, Means
 from dl2.scheduling.hunt import Hunt
 from dl2.scheduling.items import Counts, Item
 from dl2.scheduling.plan import Reason
+from dl2.scheduling.reserve import Reservations
 from dl2.scheduling.rights import Right, Rights, may_take
 from dl2.scheduling.snapshot import Key, Preemption
 from dl2.scheduling.state import Line
@@ -25,15 +26,15 @@ _START = ((Means.WITHDRAW, Means.SHRINK, Means.EVICT), (Means.WITHDRAW, Means.EV
 class Room:
     """Makes room for askers during one pass. `wary`: who waits and shall get no right to evict by growth."""
 
-    def __init__(self, work: Work, wary: tuple[Item, ...] = ()) -> None:
-        self.work, self.wary = work, wary
+    def __init__(self, work: Work, reservations: Reservations, wary: tuple[Item, ...] = ()) -> None:
+        self.work, self.reservations, self.wary = work, reservations, wary
         # Since somebody looked: leaves that lost something to others, and leaves of those who left it to a better right.
         self.lost: set[TreeNode] = set()
         self.deferred: set[TreeNode] = set()
         self.candidates = Candidates(work)
         self._hopeful: dict[tuple[Key, Counts, bool], int] = {}  # who would find room, at which version
-        # (leaf, asked for, priority, growing) -> the version at which all that may be taken was too little
-        self._hopeless: dict[tuple[int, Vector, int, bool], int] = {}
+        # (leaf, asked for, priority, whom growth may take from) -> the version at which all that was too little
+        self._hopeless: dict[tuple[int, Vector, int, int | None], int] = {}
 
     @contextmanager
     def as_done(self) -> Iterator[None]:
@@ -134,8 +135,7 @@ class Room:
         return self._rights(item, vector, growing=False).reaches(branches)
 
     def _rights(self, item: Item, vector: Vector, *, growing: bool, everything: bool = False) -> Rights:
-        used = (self.work.state.future if self.work.done else self.work.stays).used
-        rights = Rights(self.work.state, used, item, vector, growing=growing)
+        rights = Rights(self.work, item, vector, growing=growing)
         if everything:
             rights.contested = tuple(range(len(vector)))
         return rights
@@ -143,7 +143,8 @@ class Room:
     def _search(
         self, item: Item, counts: Counts, spreads: Sequence[dict[int, int]], *, growing: bool
     ) -> Hunt | None:
-        known = (item.leaf.index, item.shape.quota(counts), item.group.priority, growing)
+        outlasts = self.reservations.before(item) if growing else None
+        known = (item.leaf.index, item.shape.quota(counts), item.group.priority, outlasts)
         version = self.work.version
         if self._hopeless.get(known) == version:
             return None
@@ -216,10 +217,16 @@ class Room:
             losers = order if hunt.rights.any_of(leaf) else [i for i in order if hunt.rights.may_lose(i)]
             if rigid and means is Means.EVICT and leaf is not hunt.rights.asker.leaf:
                 losers = [item for item in losers if not self.candidates.is_elastic(item)]
+            if hunt.rights.growing and self.reservations.made:
+                losers = [item for item in losers if self._may_inherit(hunt.rights.asker, item)]
             if losers:
                 victims[leaf.index], least[leaf.index] = losers, smallest
         open_leaves = [leaf for leaf in leaves if leaf.index in victims]
         return bool(victims) and hunt.search(means, victims, least, open_leaves)
+
+    def _may_inherit(self, asker: Item, victim: Item) -> bool:
+        """May a group grow into what another holds? Not where a head waits for the other only to end."""
+        return self.reservations.before(asker) <= self.reservations.before(victim)
 
     def _tell(self, hunt: Hunt) -> None:
         asker = hunt.rights.asker

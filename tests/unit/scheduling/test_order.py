@@ -227,6 +227,30 @@ def test_what_a_group_takes_of_kept_room_is_kept_no_longer():
     assert world.running() == {"a/e": "6", "a/r": "1", "a/x": "1"}  # one pod more would delay the head
 
 
+def test_nobody_grows_into_what_a_head_waits_for_by_way_of_another_group():
+    """What ends before the head may have more; whom it does not end before takes nothing of that from it."""
+    head = replace(g("h/big", 6, age=2000), passed_over_since=NOW - 700)
+    elastic = [run("a/e", 4, 1, has=1, on={"n1": 1}, ends=50), run("b/x", 4, 1, has=1, on={"n1": 1})]
+    world = World(
+        [q("a"), q("b", weight=3), q("h", reclaim="Never"), q("r")],
+        nodes(1),
+        [*elastic, run("r/r", 3, on={"n1": 3}, ends=100), head],
+    )
+    assert len(world.passes()) == 1
+    assert world.running() == {"a/e": "3", "b/x": "2", "r/r": "3"}
+
+
+def test_who_has_just_started_ends_before_a_head_as_if_it_had_been_running():
+    head = replace(g("h/big", 4, age=2000), passed_over_since=NOW - 700)
+    world = World(
+        [q("a"), q("h", reclaim="Never")],
+        nodes(1, 4),
+        [run("h/r", on={"n1": 1}), g("a/x", 3, 1), head],
+    )
+    assert len(world.passes()) == 1
+    assert world.running() == {"a/x": "3", "h/r": "1"}
+
+
 def test_a_guarantee_of_another_queue_is_not_delayed_by_a_reservation():
     world = overtaken(600)
     world.queues = [q("a"), q("b", min=2)]

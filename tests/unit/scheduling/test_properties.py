@@ -11,7 +11,7 @@ from dl2.scheduling.apply import settle
 from dl2.scheduling.decide import Cache, decide
 from dl2.scheduling.plan import Action, Reason
 from dl2.scheduling.snapshot import Key
-from tests.unit.scheduling.dsl import World, g, moves
+from tests.unit.scheduling.dsl import NOW, World, g, moves
 from tests.unit.scheduling.laws import asker_of, check_all, unarmed, without
 from tests.unit.scheduling.random_worlds import random_group, random_world
 
@@ -21,6 +21,8 @@ few = settings(max_examples=150, deadline=None, suppress_health_check=[HealthChe
 
 @few
 @given(seeds)
+@example(6089)  # a queue within its min, but for what the same pass promised another of its groups
+@example(6141)
 def test_every_pass_keeps_the_laws_and_passes_come_to_rest(seed):
     """Max, capacity, node room, whole gangs, one domain, guarantees; and no more than 20 passes."""
     world = random_world(Random(seed))
@@ -115,6 +117,21 @@ def test_who_others_left_for_runs_in_the_end_and_all_leave_at_once(first):
         assert not late, f"world {seed}: not decided at once"
         askers = {asker[0] for asker in map(asker_of, evicted) if asker is not None}
         assert askers <= set(world.running()), f"world {seed}"
+
+
+@pytest.mark.parametrize("first", [0, 100, 200, 2100])
+def test_heads_that_are_overdue_unsettle_nothing(first):
+    """`passes` demands that all comes to rest and stays there."""
+    for seed in range(first, first + 100):
+        rng = Random(seed)
+        world = random_world(rng)
+        world.groups = [
+            replace(x, expected_end=NOW + rng.randint(1, 1000)) if x.admitted is not None and rng.random() < 0.7
+            else replace(x, passed_over_since=NOW - 700) if x.admitted is None and rng.random() < 0.5
+            else x
+            for x in world.groups
+        ]  # fmt: skip
+        world.passes()
 
 
 @few
