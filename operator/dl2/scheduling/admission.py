@@ -142,6 +142,7 @@ class Admission:
             cursor.done()
             if item.leaf.strict and self.work.runs[item.key].promised:
                 cursor.stop()
+                self.room.deferred.add(item.leaf)  # whoever is behind it waits for the others' turns
             return True
         if self._is_due(item):
             self.reservations.ask(item, item.asks)

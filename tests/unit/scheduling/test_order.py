@@ -227,6 +227,15 @@ def test_what_a_group_takes_of_kept_room_is_kept_no_longer():
     assert world.running() == {"a/e": "6", "a/r": "1", "a/x": "1"}  # one pod more would delay the head
 
 
+def test_who_stands_behind_a_promised_head_of_a_strict_queue_makes_its_room_in_the_same_pass():
+    running = [run("a/x", 3), run("a/y", 3)]
+    waiting = [g("a/h", 2, prio=2, age=9), g("a/i", 1, prio=2), g("a/j", 3, prio=1)]
+    world = World([q("a", max=6, strategy="StrictFIFO")], groups=[*running, *waiting], quota_only=True)
+    first, *_ = world.passes()
+    assert {name for name, words in told(first).items() if words == "Evict Preempted"} == {"a/x", "a/y"}
+    assert world.running() == {"a/h": "2", "a/i": "1", "a/j": "3"}
+
+
 def test_nobody_grows_into_what_a_head_waits_for_by_way_of_another_group():
     """What ends before the head may have more; whom it does not end before takes nothing of that from it."""
     head = replace(g("h/big", 6, age=2000), passed_over_since=NOW - 700)
