@@ -97,7 +97,8 @@ class Admission:
     def _may_gain(self, line: Line) -> bool:
         """Can what was done since the last look have made anything possible in a line? Asked first, and cheap.
 
-        There is room, its branch holds less or another one more, or somebody else was to come first.
+        There is room, or more of it beside what it may take; its branch holds less or another one more; or somebody else
+        was to come first.
         """
         news, leaf = self._news, line.leaf
         if not line.waiting:
@@ -105,7 +106,9 @@ class Admission:
         if leaf in news.deferred or any(node in news.fallen for node in leaf.path[:-1]):
             return True
         item, least = self._least(line)
-        if news.fallen and self.state.future.shortage(leaf, least) is None:
+        if news.fallen and (
+            self.state.future.shortage(leaf, least) is None or self.room.could(item, least, everything=True)
+        ):
             return True
         return bool(news.risen) and self.room.may_gain(item, least, news.risen)
 

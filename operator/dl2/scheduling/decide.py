@@ -158,17 +158,16 @@ class Pass:
     def _may_grow(self, item: Item) -> bool:
         """Is there quota for any one pod that it lacks, or somebody to take it from? Most often not."""
         return any(
-            has < member.count and self._could_grow(item, n, member.quota)
+            has < member.count and self._could_grow(item, member.quota)
             for n, (has, member) in enumerate(zip(item.counts, item.shape.members, strict=True))
         )
 
-    def _could_grow(self, item: Item, n: int, vector: Vector) -> bool:
+    def _could_grow(self, item: Item, vector: Vector) -> bool:
         key = (item.leaf.index, vector)
         if key not in self._growable:
-            one = tuple(int(m == n) for m in range(len(item.counts)))
             with self.state.future.nothing_kept():  # some may grow into what is kept
                 room = self.state.future.shortage(item.leaf, vector) is None
-            self._growable[key] = room or self.room.could(item, one, growing=True)
+            self._growable[key] = room or self.room.could(item, vector, growing=True)
         return self._growable[key]
 
     # ---- answers -----------------------------------------------------------------------------------------

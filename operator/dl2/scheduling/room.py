@@ -68,9 +68,12 @@ class Room:
         self.work.moved |= leaves
         return hunt.placed
 
-    def could(self, item: Item, counts: Counts, *, growing: bool = False) -> bool:
-        """Is there anybody it has a right to take from? Not yet: enough."""
-        return bool(self._losers(self._rights(item, item.shape.quota(counts), growing=growing)))
+    def could(self, item: Item, vector: Vector, *, growing: bool = False, everything: bool = False) -> bool:
+        """Is there anybody that a group asking for `vector` has a right to take from? Not yet: enough.
+
+        `everything`: no matter which resource it is about.
+        """
+        return bool(self._losers(self._rights(item, vector, growing=growing, everything=everything)))
 
     def would(
         self, item: Item, counts: Counts, spreads: Sequence[dict[int, int]], *, growing: bool = False

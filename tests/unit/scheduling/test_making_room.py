@@ -608,3 +608,13 @@ def test_found_by_an_independent_reading_of_the_rules(case: Case) -> None:
 )  # fmt: skip
 def test_one_pass_decides_what_the_next_would(case: Case) -> None:
     case.check()
+
+
+def test_room_left_over_from_others_victims_is_enough_with_what_may_be_taken_in_the_same_pass():
+    """a/h needs both of its queue's others, one pod of which is left over; with it and b/z there is room for c/w."""
+    queues = [q("a", weight=3), q("p"), q("b", "p", weight=0), q("c", "p")]
+    running = [run("a/x", 3), run("a/y", 3), run("b/z", 2)]
+    world = World(queues, nodes(1), [*running, g("a/h", 5, prio=2), g("c/w", 3)])
+    first, *_ = world.passes()
+    assert {name for name, words in told(first).items() if words.startswith("Evict")} == {"a/x", "a/y", "b/z"}
+    assert world.running() == {"a/h": "5", "c/w": "3"}
