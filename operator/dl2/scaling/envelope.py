@@ -30,6 +30,7 @@ LENGTH, CONCAVITY = 0.25, 0.50
 _SHARPNESS = 6.0  # how much more a resource costs that is nearly used up
 _WIDTH, _LEAST_WIDTH, _SAMPLES = 1.5, 0.3, 64.0  # deviations: at first, in the end, and samples to halve them
 _SCOUTS, _SCOUTING, _FOLLOWING = 4, 1.5, 0.2  # one in so many alike jobs is a scout; factors on the optimism
+_PATIENCE, _LEAST_PART = 50.0, 0.4  # intervals ahead that are worth all of the optimism; the least part of it
 _MOST_HOPE = 0.5  # log of the largest factor that optimism puts on a speed
 
 
@@ -50,7 +51,7 @@ class Envelope:
         room = Room(observation)
         jobs = [job for job in in_order(observation.jobs) if job.id in beliefs and room.hosts(job)]
         table = Table(jobs, beliefs, room)
-        speed = hopeful(table, np.full(len(table.jobs), self._optimism))
+        speed = hopeful(table, np.full(len(table.jobs), self._optimism), observation.interval)
         return spread_out(table, value_of(table, speed, observation.interval), room)
 
 
@@ -63,14 +64,26 @@ class EnvelopeOracle(Envelope):
         super().__init__(optimism=0.0, source=Known(speeds))
 
 
-def hopeful(table: Table, optimism: Floats) -> Floats:
+def hopeful(table: Table, optimism: Floats, interval: float) -> Floats:
     """Upper confidence bound of the speeds (J, C), from each job's optimism (J,).
 
-    What one job of a kind measures all of them know, so a few of them explore and the others use what is known.
+    What one job of a kind measures all of them know, so a few of them explore and the others use what is known. The
+    sooner all of a kind are done, the less there is to gain by it.
     """
+    optimism = optimism * np.clip(np.sqrt(_ahead(table, interval) / _PATIENCE), _LEAST_PART, 1.0)
     width = np.maximum(_LEAST_WIDTH, _WIDTH / (1.0 + table.samples / _SAMPLES))
     width = optimism * width * np.where(table.rank % _SCOUTS == 0, _SCOUTING, _FOLLOWING)
     return np.asarray(table.speed * np.exp(np.minimum(width[:, None] * table.deviation, _MOST_HOPE)))
+
+
+def _ahead(table: Table, interval: float) -> Floats:
+    """(J,): intervals of training that all jobs of the kind have before them, as fast as they are."""
+    if not table.jobs:
+        return np.zeros(0)
+    running = np.array([job.current[0] > 0 for job in table.jobs])
+    now = table.speed[np.arange(len(running)), table.nearest([job.current for job in table.jobs])]
+    pace = np.where(running, now, table.speed.max(axis=1)) * interval
+    return np.asarray(np.bincount(table.kind, weights=table.left / np.maximum(pace, 1e-12))[table.kind])
 
 
 def value_of(

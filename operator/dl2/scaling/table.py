@@ -19,7 +19,7 @@ from dl2.scaling.room import Room
 
 
 class Table:
-    """`workers`, `servers`, `speed` (epochs a second), `deviation` (of its log): (J, C). `samples`, `left`: (J,). `pods`:
+    """`workers`, `servers`, `speed` (epochs a second), `deviation` (of its log): (J, C). `samples`, `left`, `kind`, `rank`: (J,). `pods`:
     requests of a worker and of a server, (J, 2, R), over the room's resources.
 
     Shapes that a job could not even have alone are left out: a hull that begins with one would keep it from starting.
@@ -51,7 +51,7 @@ class Table:
             array[too_large] = 0.0
         self.samples = np.array([belief.samples for belief in mine])
         self.left = np.array([remaining(job) for job in jobs])
-        self.rank = _ranks(mine)
+        self.kind, self.rank = _kinds(mine)
 
     def _too_large(self, room: Room) -> npt.NDArray[np.bool_]:
         """(J, C): does the shape exceed what there is for the job?"""
@@ -73,12 +73,16 @@ class Table:
         return np.asarray(np.where(self.workers > 0, off, np.inf).argmin(axis=1))
 
 
-def _ranks(beliefs: Sequence[Belief]) -> Ints:
-    """(J,): how many jobs that learn from the same samples stand before each; 0 where there are no samples yet."""
-    before: Counter[int] = Counter()
-    ranks = np.zeros(len(beliefs), dtype=np.int64)
+def _kinds(beliefs: Sequence[Belief]) -> tuple[Ints, Ints]:
+    """Of each job (J,) the number of its kind, those that learn from the same samples, and how many of the kind stand
+    before it. Where there are no samples yet, each is a kind of its own.
+    """
+    numbers: dict[tuple[int, int], int] = {}
+    members: Counter[int] = Counter()
+    kinds, ranks = np.zeros((2, len(beliefs)), dtype=np.int64)
     for n, belief in enumerate(beliefs):
-        if belief.samples > 0:
-            ranks[n] = before[id(belief)]
-            before[id(belief)] += 1
-    return ranks
+        alone = -1 if belief.samples > 0 else n
+        kinds[n] = numbers.setdefault((id(belief), alone), len(numbers))
+        ranks[n] = members[int(kinds[n])]
+        members[int(kinds[n])] += 1
+    return kinds, ranks

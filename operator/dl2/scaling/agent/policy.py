@@ -92,7 +92,7 @@ def act(sight: Sight, outputs: Floats, *, exploration: bool = True) -> dict[str,
 def bent_values(sight: Sight, wish: Preference) -> Floats:
     """(J, C). Moving loses the measured pause, spread over the intervals a shape is kept, and inertia."""
     table, interval = sight.table, sight.observation.interval
-    speed = hopeful(table, np.exp(wish.optimism))
+    speed = hopeful(table, np.exp(wish.optimism), interval)
     concavity = np.minimum(CONCAVITY * np.exp(wish.concavity), 1.0)
     value = value_of(table, speed, interval, LENGTH + wish.length, concavity)
     value *= np.exp(wish.weight)[:, None]
