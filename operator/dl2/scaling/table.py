@@ -19,8 +19,8 @@ from dl2.scaling.room import Room
 
 
 class Table:
-    """`workers`, `servers`, `speed` (epochs a second), `deviation` (of its log): (J, C). `samples`, `left`, `kind`, `rank`: (J,). `pods`:
-    requests of a worker and of a server, (J, 2, R), over the room's resources.
+    """`workers`, `servers`, `speed` (epochs a second), `deviation` (of its log): (J, C). `samples`, `left`, `kind` and
+    `rank`: (J,). `pods`: requests of a worker and of a server, (J, 2, R), over the room's resources.
 
     Shapes that a job could not even have alone are left out: a hull that begins with one would keep it from starting.
     """

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from dl2.scaling import JobView, Scale, SpeedSample, load_policy
 from dl2.scaling import envelope as under_test
-from dl2.scaling.envelope import hulls
+from dl2.scaling.beliefs import Measured
+from dl2.scaling.envelope import hopeful, hulls
+from dl2.scaling.room import Room
+from dl2.scaling.table import Table
 from tests.unit.scaling.worlds import GPU, job, nodes, seen
 
 
@@ -93,3 +96,25 @@ def test_the_hull_goes_up_by_the_steepest_path(seed: int) -> None:
     shapes, slopes = hulls(value, cost)
     assert shapes == [steepest_path(*rows) for rows in zip(value.tolist(), cost.tolist(), strict=True)]
     assert all(line == sorted(line, reverse=True) for line in slopes)
+
+
+def hope(*left: float) -> float:
+    """What is hoped for beyond what is believed, of alike jobs that do 1.2 epochs an interval and have so many left."""
+    sample = SpeedSample(Scale(1, 1), 1e-3, 3000.0)
+    jobs = [
+        job(str(n), current=sample.scale, epochs_total=more, samples=(sample,)) for n, more in enumerate(left)
+    ]
+    observation = seen(*jobs, on=nodes(8))
+    table = Table(jobs, Measured().beliefs(observation), Room(observation))
+    hoped = hopeful(table, np.full(len(jobs), 0.1), observation.interval)
+    return float(np.log(hoped[0] / table.speed[0]).sum())
+
+
+def test_less_is_tried_out_where_all_of_a_kind_are_nearly_done() -> None:
+    assert 0 < hope(1.0) < hope(30.0) < hope(1000.0)
+    assert hope(1.0) == hope(0.5)  # never nothing: what is believed may be wrong
+    assert hope(1000.0) == hope(5000.0)
+
+
+def test_what_one_of_a_kind_finds_out_serves_the_others() -> None:
+    assert hope(1.0, 1000.0) > 2.0 * hope(1.0)
