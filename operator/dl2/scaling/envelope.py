@@ -80,9 +80,8 @@ def _ahead(table: Table, interval: float) -> Floats:
     """(J,): intervals of training that all jobs of the kind have before them, as fast as they are."""
     if not table.jobs:
         return np.zeros(0)
-    running = np.array([job.current[0] > 0 for job in table.jobs])
-    now = table.speed[np.arange(len(running)), table.nearest([job.current for job in table.jobs])]
-    pace = np.where(running, now, table.speed.max(axis=1)) * interval
+    now = table.speed[np.arange(len(table.jobs)), table.current]
+    pace = np.where(table.held[:, 0] > 0, now, table.speed.max(axis=1)) * interval
     return np.asarray(np.bincount(table.kind, weights=table.left / np.maximum(pace, 1e-12))[table.kind])
 
 

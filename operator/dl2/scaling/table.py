@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,8 @@ from dl2.scaling.room import Room
 
 class Table:
     """`workers`, `servers`, `speed` (epochs a second), `deviation` (of its log): (J, C). `samples`, `left`, `kind` and
-    `rank`: (J,). `pods`: requests of a worker and of a server, (J, 2, R), over the room's resources.
+    `rank`: (J,). `held`: the workers and servers that it has, (J, 2). `pods`: requests of a worker and of a server,
+    (J, 2, R), over the room's resources.
 
     Shapes that a job could not even have alone are left out: a hull that begins with one would keep it from starting.
     """
@@ -52,6 +54,7 @@ class Table:
         self.samples = np.array([belief.samples for belief in mine])
         self.left = np.array([remaining(job) for job in jobs])
         self.kind, self.rank = _kinds(mine)
+        self.held = np.array([job.current for job in jobs], dtype=float).reshape(-1, 2)
 
     def _too_large(self, room: Room) -> npt.NDArray[np.bool_]:
         """(J, C): does the shape exceed what there is for the job?"""
@@ -66,10 +69,10 @@ class Table:
     def scale(self, job: int, shape: int) -> Scale:
         return Scale(int(self.workers[job, shape]), int(self.servers[job, shape]))
 
-    def nearest(self, scales: Sequence[Scale]) -> Ints:
-        """(J,): of each job the column of the shape nearest to the given one."""
-        workers, servers = np.array(scales, dtype=float).reshape(-1, 2).T
-        off = np.abs(self.workers - workers[:, None]) + np.abs(self.servers - servers[:, None])
+    @cached_property
+    def current(self) -> Ints:
+        """(J,): the column of the shape nearest to what each job has; there must be jobs."""
+        off = np.abs(self.workers - self.held[:, :1]) + np.abs(self.servers - self.held[:, 1:])
         return np.asarray(np.where(self.workers > 0, off, np.inf).argmin(axis=1))
 
 

@@ -30,12 +30,10 @@ def features(table: Table, observation: Observation, room: Room, pause: float) -
     top, bottom = table.speed[at, best], table.speed[:, 0]
     sizes = np.where(table.speed >= _ENOUGH * top[:, None], table.workers + table.servers, np.inf)
     enough = sizes.argmin(axis=1)
-    running = np.array([job.current.workers > 0 for job in jobs], dtype=float)
-    current = table.nearest([job.current for job in jobs])
+    running = (table.held[:, 0] > 0).astype(float)
     least_share = _shares(table.pods, room, table.workers[:, 0], table.servers[:, 0])
     enough_share = _shares(table.pods, room, table.workers[at, enough], table.servers[at, enough])
-    held = np.array([job.current for job in jobs], dtype=float).reshape(-1, 2)
-    current_share = _shares(table.pods, room, held[:, 0], held[:, 1])
+    current_share = _shares(table.pods, room, table.held[:, 0], table.held[:, 1])
     age = np.array([max(observation.now - job.submitted_at, 0.0) for job in jobs]) / interval
     columns = [
         np.log(table.left / (top * interval)) / 3.0,
@@ -46,7 +44,7 @@ def features(table: Table, observation: Observation, room: Room, pause: float) -
         table.deviation[at, best] * 2.0,
         np.log1p(np.minimum(table.samples, 1e6)) / 3.0,
         running,
-        running * table.speed[at, current] / top,
+        running * table.speed[at, table.current] / top,
         np.log((current_share + 1e-9) * count + 1e-3) / 3.0,
         np.array([_progress(job) for job in jobs]),
         np.log1p(age) / 3.0,

@@ -96,7 +96,7 @@ def bent_values(sight: Sight, wish: Preference) -> Floats:
     concavity = np.minimum(CONCAVITY * np.exp(wish.concavity), 1.0)
     value = value_of(table, speed, interval, LENGTH + wish.length, concavity)
     value *= np.exp(wish.weight)[:, None]
-    current = np.array([job.current for job in table.jobs]).reshape(-1, 2)
-    moved = (table.workers != current[:, :1]) | (table.servers != current[:, 1:])
+    workers, servers = table.held[:, :1], table.held[:, 1:]
+    moved = (table.workers != workers) | (table.servers != servers)
     lost = min(0.5 * sight.pause / max(interval, 1e-9), 0.5) + wish.inertia
-    return np.asarray(np.where(moved & (current[:, :1] > 0), value * (1.0 - lost[:, None]), value))
+    return np.asarray(np.where(moved & (workers > 0), value * (1.0 - lost[:, None]), value))
