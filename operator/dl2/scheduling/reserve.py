@@ -213,6 +213,7 @@ class Shadow:
             self._end(item)
             self._late.remove(item)
         self._gone.remove(item.key)
+        self.ended.pop(item.key, None)
         del self._come[item.key]
 
     def let_end_until(

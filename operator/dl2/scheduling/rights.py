@@ -65,16 +65,15 @@ class Rights:
             return None if self.growing or self.within is Preemption.NEVER else Right.PRIORITY
         if self.reclaim is Preemption.NEVER:
             return None
-        if not self._borrows(leaf, self.used if fresh else self.counted):
-            return None
         fork = self.tree.fork(self.asker.leaf, leaf)
+        if not self._borrow(fork.steps, self.used if fresh else self.counted):
+            return None
         if self._within(fork.mine):
             return Right.GUARANTEE
         return Right.FAIR if self.share(fork.mine) <= self.share(fork.theirs) else None
 
-    def _borrows(self, leaf: TreeNode, used: list[list[int]]) -> bool:
+    def _borrow(self, steps: Sequence[TreeNode], used: list[list[int]]) -> bool:
         """Do all on a leaf's way up to the fork hold more than their min of one contested resource?"""
-        steps = self.tree.fork(self.asker.leaf, leaf).steps
         for r in self.contested:
             for node in steps:
                 if used[node.index][r] <= node.min[r]:
@@ -85,7 +84,8 @@ class Rights:
 
     def borrowed(self, leaf: TreeNode) -> bool:
         """Did a leaf hold more than its guarantees even without what this pass has given?"""
-        return leaf is self.asker.leaf or self._borrows(leaf, self.stays)
+        own = self.asker.leaf
+        return leaf is own or self._borrow(self.tree.fork(own, leaf).steps, self.stays)
 
     def _within(self, mine: TreeNode) -> bool:
         """Does a node on the asker's way up stay within its min, in all that the newcomer brings?"""
