@@ -112,25 +112,27 @@ def test_the_optimizer_of_a_server_that_died_goes_on_from_the_last_checkpoint(tm
 
 @pytest.mark.parametrize("victim", ["giver", "taker"])
 def test_a_server_that_dies_while_chunks_move_costs_no_update(tmp_path, victim):
-    """The taker stands still in the middle of the move, so the death of either surely falls into it."""
-    options = ("--steps", "8", "--compute", "1", "--trace", "--momentum", "0", "--big", "4000000")
+    """The taker stands still before a round that the move waits for can end: the death of either falls into the move."""
+    gate = tmp_path / "gate"
+    options = ("--steps", "8", "--compute", "1", "--momentum", "0", "--big", "4000000", "--gate", str(gate))
     with Cluster(tmp_path, DL2_WORKERS="2", DL2_SERVERS="2", DL2_DEAD_AFTER_SECONDS="8") as job:
         giver, other = [job.server(n) for n in range(2)]
         workers = [job.worker(n, *options) for n in range(2)]
         job.await_size(2, 2)
+        gate.touch()
         job.scale(servers=4)  # holds the newcomer until we want it
         taker = job.server(2)
         wait_for("the newcomer is known", lambda: len(job.status()["members"]) == 5)
-        seen = workers[0].text().count('"step"')
-        wait_for("a round begins", lambda: workers[0].text().count('"step"') > seen)
         job.scale(servers=3)
-        wait_for("the move is planned", lambda: waits_for(job, "clock") in (["worker"], ["worker"] * 2))
+        wait_for("the move is planned", lambda: waits_for(job, "clock") == ["worker"] * 2)
         taker.signal(signal.SIGSTOP)
+        before = job.status()["round"]
+        gate.unlink()
         wait_for("chunks move", lambda: waits_for(job, "move") == ["server"])
         {"giver": giver, "taker": taker}[victim].kill()
         taker.signal(signal.SIGCONT)
         wait_for("the move is undone", lambda: job.status()["counts"].get("undone") == 1)
-        job.await_step(seen + 3)
+        job.await_step(before + 3)
         notes = [note for note in job.status()["notes"] if "chunks" in note]
         assert [note["repeated_steps"] for note in notes] == {"giver": [0], "taker": []}[victim]
         assert all(note["chunks"] > 0 for note in notes)

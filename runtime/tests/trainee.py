@@ -60,6 +60,8 @@ def train(worker: Worker, options, parameters) -> None:
             signal.raise_signal(signal.SIGKILL)
         if options.compute and position.step % options.compute_every == 0:
             time.sleep(options.compute)
+        while options.gate and options.gate.exists():
+            time.sleep(0.01)
         if options.rule == "sum":
             worker.pushpull(grads)
             for name, total in grads.items():
@@ -84,6 +86,7 @@ def main() -> None:
         "--compute", type=float, default=0.0, help="seconds that a gradient takes, within a round"
     )
     parser.add_argument("--compute-every", type=int, default=1, help="of so many rounds one is that slow")
+    parser.add_argument("--gate", type=Path, help="while this file exists, no gradient becomes ready")
     parser.add_argument("--crash-at", type=int)
     parser.add_argument("--compression", default="none")
     parser.add_argument("--threshold", type=float, default=0.5)
