@@ -82,11 +82,17 @@ def _size(item: Item) -> int:
 class Contest:
     """A tournament along the tree: every fork remembers its children's candidates, best first."""
 
-    def __init__(self, tree: Tree, ledger: Ledger, ask: Callable[[Item], Vector]) -> None:
-        self._tree, self._ledger, self._ask = tree, ledger, ask
+    def __init__(
+        self, tree: Tree, ledger: Ledger, ask: Callable[[Item], Vector], *, owed: bool = False
+    ) -> None:
+        """`owed`: a branch that stays within its min in all it asks for comes before one that does not.
+
+        For those who could not take it back in the same pass: next time they would, and the other would be first again.
+        """
+        self._tree, self._ledger, self._ask, self._owed = tree, ledger, ask, owed
         self._heads: dict[int, Callable[[], Item | None]] = {}
         self._best: list[Item | None] = [None] * len(tree.nodes)
-        self._forks: list[list[tuple[bool, Share, Order, int, int]]] = [[] for _ in tree.nodes]
+        self._forks: list[list[tuple[bool, bool, Share, Order, int, int]]] = [[] for _ in tree.nodes]
         self._version = [0] * len(tree.nodes)
 
     def enter(self, leaf: TreeNode, head: Callable[[], Item | None]) -> None:
@@ -110,12 +116,14 @@ class Contest:
         self._version[node.index] += 1
         item, fork = self._best[node.index], self._forks[node.parent.index]
         if item is not None:
-            share = self._tree.weighted_share(node, self._ledger.used[node.index], self._ask(item))
-            entry = (item.order[0], share, item.order, node.index, self._version[node.index])
+            more, used = self._ask(item), self._ledger.used[node.index]
+            borrows = self._owed and not self._tree.within_min(node, used, more)
+            share = self._tree.weighted_share(node, used, more)
+            entry = (item.order[0], borrows, share, item.order, node.index, self._version[node.index])
             heappush(fork, entry)
-        while fork and fork[0][4] != self._version[fork[0][3]]:
+        while fork and fork[0][5] != self._version[fork[0][4]]:
             heappop(fork)
-        self._best[node.parent.index] = self._best[fork[0][3]] if fork else None
+        self._best[node.parent.index] = self._best[fork[0][4]] if fork else None
 
     def next(self) -> Item | None:
         return self._best[0]

@@ -48,7 +48,7 @@ def _progress(has: int, least: int, full: int) -> Fraction:
 def grow(work: Work, candidates: dict[int, list[Run]], room: Room, reservations: Reservations) -> None:
     """`candidates`: by leaf index, in order, every group with fewer pods than it asks for."""
     lines = {index: [Growing(run) for run in reversed(runs)] for index, runs in candidates.items()}
-    contest = Contest(work.state.tree, work.state.future, lambda item: _wish(lines, item))
+    contest = Contest(work.state.tree, work.state.future, lambda item: _wish(lines, item), owed=True)
     for line in lines.values():
         contest.enter(line[0].run.item.leaf, lambda line=line: _head(work, room, reservations, line))  # type: ignore[misc]
     if contest.next() is not None and reservations.pending:

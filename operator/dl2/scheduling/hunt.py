@@ -180,7 +180,7 @@ class Hunt:
         run = self.work.runs.get(item.key)
         if run is not None and (run.evicted or run.promised):
             return False
-        if self.means is Means.SHRINK and self._member(item) is None:
+        if self._is_owed(item) or (self.means is Means.SHRINK and self._member(item) is None):
             return False
         if self.work.done and item.admitted and not self.rights.borrowed(item.leaf):
             return False  # what this pass has given is no reason to lose the rest
@@ -197,14 +197,27 @@ class Hunt:
             self._short = future.shortage(self.rights.asker.leaf, self.rights.vector) is not None
         return self._short
 
+    def _is_owed(self, item: Item) -> bool:
+        """Is all that it holds of the contested resources within the guarantees of its queue?"""
+        holds, at_stake = item.shape.quota(self._counts(item)), self._at_stake(item.leaf)
+        contested = [r for r in self.rights.contested if holds[r]]
+        return bool(contested) and not any(r in at_stake for r in contested)
+
+    def _at_stake(self, leaf: TreeNode) -> Sequence[int]:
+        return self.rights.at_stake(leaf, fresh=self.means is Means.WITHDRAW)
+
     def _member(self, item: Item) -> int | None:
-        """The member to shrink: the one furthest above its minimum that holds what is asked for."""
-        run, counts = self.work.runs.get(item.key), self._counts(item)
+        """The member to shrink: the one furthest above its minimum that holds what is asked for.
+
+        A start could evict the group as well, so any such pod spares it; growth takes only what is at stake.
+        """
+        run, counts, rights = self.work.runs.get(item.key), self._counts(item), self.rights
+        of_use = self._at_stake(item.leaf) if rights.growing else rights.contested
         best, most = None, Fraction(0)
         for n, member in enumerate(item.shape.members):
             grown = run.grown[n] if run is not None and not self.work.done else 0
             spare = counts[n] - member.least - grown
-            helps = any(member.quota[r] for r in self.rights.contested) or not self.rights.contested
+            helps = any(member.quota[r] for r in of_use) or not rights.contested
             part = Fraction(spare, max(1, member.count - member.least))
             if helps and part > most:
                 best, most = n, part

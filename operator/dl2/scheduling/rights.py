@@ -72,25 +72,31 @@ class Rights:
             return Right.GUARANTEE
         return Right.FAIR if self.share(fork.mine) <= self.share(fork.theirs) else None
 
-    def _borrow(self, steps: Sequence[TreeNode], used: list[list[int]]) -> bool:
-        """Do all on a leaf's way up to the fork hold more than their min of one contested resource?"""
+    def _borrow(self, steps: Sequence[TreeNode], used: list[list[int]]) -> list[int]:
+        """Of which contested resources do all on a leaf's way up to the fork hold more than their min?"""
+        borrowed = []
         for r in self.contested:
             for node in steps:
                 if used[node.index][r] <= node.min[r]:
                     break
             else:
-                return True
-        return False
+                borrowed.append(r)
+        return borrowed
+
+    def at_stake(self, leaf: TreeNode, *, fresh: bool = False) -> Sequence[int]:
+        """The resources for which a leaf's pods may be taken: what it holds within its guarantees stays its own."""
+        if leaf is self.asker.leaf:
+            return self.contested
+        return self._borrow(self.tree.fork(self.asker.leaf, leaf).steps, self.used if fresh else self.counted)
 
     def borrowed(self, leaf: TreeNode) -> bool:
         """Did a leaf hold more than its guarantees even without what this pass has given?"""
         own = self.asker.leaf
-        return leaf is own or self._borrow(self.tree.fork(own, leaf).steps, self.stays)
+        return leaf is own or bool(self._borrow(self.tree.fork(own, leaf).steps, self.stays))
 
     def _within(self, mine: TreeNode) -> bool:
         """Does a node on the asker's way up stay within its min, in all that the newcomer brings?"""
-        used = self.used[mine.index]
-        return all(used[r] + more <= mine.min[r] for r, more in enumerate(self.vector) if more > 0)
+        return self.tree.within_min(mine, self.used[mine.index], self.vector)
 
     def losers(self, among: Collection[int]) -> Iterator[TreeNode]:
         """The leaves that `against` gives a right to; `among`: indices of those that ran something before.

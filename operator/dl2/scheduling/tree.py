@@ -155,6 +155,10 @@ class Tree:
                 highest = excess * factor
         return (1, highest) if highest and node.weight == 0 else (0, highest)
 
+    def within_min(self, node: TreeNode, used: Sequence[int], more: Sequence[int]) -> bool:
+        """Does a node stay within its min in all that is asked for? What it holds of the rest does not matter."""
+        return all(used[r] + amount <= node.min[r] for r, amount in enumerate(more) if amount > 0)
+
     def fork(self, leaf: TreeNode, other: TreeNode) -> Fork:
         """Of two different leaves."""
         fork = self._forks.get((leaf.index, other.index))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from dl2.scheduling.items import leaving_first
 from dl2.scheduling.plan import Action, Reason
-from dl2.scheduling.snapshot import Admitted, Pod
+from dl2.scheduling.snapshot import Admitted, Limits, Pod
 from tests.unit.scheduling.cases import Case, cases, ones
 from tests.unit.scheduling.dsl import GPU, RACK, World, g, m, node, nodes, q, run, told
 
@@ -148,6 +148,13 @@ TRAINING = [m("worker", 4, 2, 1), m("server", 2, 1, 0, cpu=2), m("coordinator", 
         [run("a/x", 8, 1), run("b/y", 8, 1, has=0), g("b/z", 1)],
         nodes(1),
         end={"a/x": "4"},
+    ),
+    Case(
+        "growth within the guarantee goes first, though the queue borrows of something else",
+        [q("a", weight=0, min=2, limits={"cpu": Limits()}), q("b", limits={"cpu": Limits()})],
+        [g("a/x", members=[m("w", 2, 1), m("s", 1, gpu=0, cpu=1)]), g("b/y", 2, 1)],
+        nodes(1, 3),
+        first={"a/x": "Admit 2+1", "b/y": "Admit 1"},
     ),
     Case(
         "growth within the guarantee takes elastic pods",

@@ -499,6 +499,7 @@ def test_nothing_flips_back(case: Case):
     case.check()
 
 
+GPU_AND_CPU_PODS = [m("w", 1, gpu=4, cpu=1), m("s", 2, 1, gpu=0, cpu=1)]
 CPU_AND_GPU = {GPU: Limits(2), "cpu": Limits(2000)}
 
 
@@ -515,6 +516,35 @@ CPU_AND_GPU = {GPU: Limits(2), "cpu": Limits(2000)}
         [q("root"), q("pa", "root", min=4), q("a1", "pa"), q("a2", "pa", min=4), q("b", "root", min=4)],
         [run("a1/x", 2, age=9), run("b/x", 4, age=8), run("b/y", age=7), run("b/z", age=6), g("a2/n", 4)],
         end={"a2/n": "4", "a1/x": "-", "b/x": "4"},
+    ),
+    Case(
+        "growth leaves a queue that borrows one resource the pods of another that it is guaranteed",
+        [q("a"), q("b", min=0, limits={"cpu": Limits(4000)})],
+        [run("b/y", members=GPU_AND_CPU_PODS, on={"n1": 1}), run("a/x", 2, 1, cpu=2, on={"n1": 1})],
+        [node("n1", 8, cpu=6), node("n2", 0)],
+        end={"a/x": "1", "b/y": "1+2"},
+    ),
+    Case(
+        "a start takes such a pod rather than the whole group",
+        [q("a"), q("b", min=0, limits={"cpu": Limits(4000)})],
+        [run("b/y", members=GPU_AND_CPU_PODS, on={"n1": 1}), g("a/x", cpu=2)],
+        [node("n1", 8, cpu=4), node("n2", 0)],
+        first={"b/y": "Resize Preempted"},
+        end={"a/x": "1", "b/y": "1+2"},  # the pod comes back on the other node
+    ),
+    Case(
+        "who holds only what no queue counts may lose it all the same",
+        [q("a", min=0)],
+        [run("a/low", gpu=0, cpu=4, on={"n1": 1}), g("a/high", cpu=2, prio=1)],
+        [node("n1", 8, cpu=4)],
+        end={"a/high": "1", "a/low": "-"},
+    ),
+    Case(
+        "a queue that borrows one resource keeps groups that hold only what it is guaranteed",
+        [q("a"), q("b", min=0, limits={"cpu": Limits(4000)})],
+        [run("b/gpus", 4, on={"n1": 4}), run("b/cpus", gpu=0, cpu=2, on={"n1": 1}), g("a/x", cpu=3)],
+        [node("n1", 8, cpu=4), node("n2", 0)],
+        end={"a/x": "-", "b/gpus": "4", "b/cpus": "1"},
     ),
     Case(
         "a guarantee of one resource in a queue that borrows another",
