@@ -62,6 +62,9 @@ class Room:
             hunt.give_back()
             self.work.version = version
             return None
+        if growing and self.wary and self._tempts(hunt):
+            hunt.give_back()
+            return None
         self._tell(hunt)
         leaves = {taken.run.item.leaf for taken in hunt.taken}
         self.lost |= leaves
@@ -114,6 +117,17 @@ class Room:
             return False
         with self.as_done():
             return not all(map(self.would_evict, tempted))
+
+    def _tempts(self, hunt: Hunt) -> bool:
+        """The same of growth into the room of others, once they have lost it."""
+        run = self.work.run(hunt.rights.asker)
+        near = self._near(run, hunt.counts)
+        if not near:
+            return False
+        hunt.lift()
+        with self.work.tried(run, hunt.counts), self.as_done():
+            tempted = any(map(self.would_evict, near))
+        return not hunt.fits(force=True) or tempted
 
     def _near(self, run: Run, counts: Counts) -> list[Item]:
         """The wary who would have a right to the branch of a group with so many more pods. Cheap: asked for every pod."""

@@ -589,6 +589,17 @@ def test_found_by_an_independent_reading_of_the_rules(case: Case) -> None:
         end={"l/elastic": "2", "l/rigid": "4", "i/1": "-"},
     ),
     Case(
+        "no growth by what another group loses that would give another queue the right to evict",
+        [q("p", min=1), *(q(name, "p") for name in "xyz"), q("w", within="Never")],
+        [
+            run("x/x", 3, 1, has=1, lost=10), run("y/y", 3, 2, has=2), run("z/z", gpu=2, prio=2),
+            run("w/w", 2), g("w/new", gpu=2, prio=2),
+        ],
+        nodes(1),
+        first={"y/y": "Resize 3"},
+        end={"x/x": "1", "y/y": "3", "z/z": "1", "w/w": "2", "w/new": "-"},
+    ),
+    Case(
         "an elastic start grows no further than nobody is evicted for it",
         [q("root", max=9), q("l", "root"), q("i", "root")],
         [run("l/rigid", 4, age=9), run("i/0", 2, age=7), g("l/elastic", 3, 1, age=3), g("i/1", 4)],
