@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from dl2.scheduling.candidates import Candidates, Means
-from dl2.scheduling.hunt import Hunt
+from dl2.scheduling.hunt import Hunt, Taken
 from dl2.scheduling.items import Counts, Item
 from dl2.scheduling.plan import Reason
 from dl2.scheduling.reserve import Reservations
@@ -62,7 +62,7 @@ class Room:
             hunt.give_back()
             self.work.version = version
             return None
-        if growing and self.wary and self._tempts(hunt):
+        if growing and (self._grows_again(hunt) or (self.wary and self._tempts(hunt))):
             hunt.give_back()
             return None
         self._tell(hunt)
@@ -128,6 +128,47 @@ class Room:
         with self.work.tried(run, hunt.counts), self.as_done():
             tempted = any(map(self.would_evict, near))
         return not hunt.fits(force=True) or tempted
+
+    def _grows_again(self, hunt: Hunt) -> bool:
+        """Would anybody who loses for it be the first to grow into that room, in the next pass?
+
+        So it is where somebody before the asker in its queue would find room there, and comes after the loser.
+        """
+        ahead = list(self._ahead(hunt.rights.asker))
+        if not ahead:
+            return False
+        hunt.lift()
+        able = [(item, item.shape.quota(counts)) for item, counts in ahead if self.work.fits(item, counts)]
+        again = any(self._precedes(taken, *step) for step in able for taken in hunt.taken)
+        return not hunt.fits(force=True) or again
+
+    def _ahead(self, asker: Item) -> Iterator[tuple[Item, Counts]]:
+        """Who would grow before the asker in its queue, were there room, and by which pods."""
+        index = asker.leaf.index
+        for item in (*self.work.state.lines[index].hungry.values(), *self.work.fresh.get(index, ())):
+            run = self.work.runs.get(item.key)
+            if item.order[1:] < asker.order[1:] and (run is None or not (run.evicted or run.shrunk)):
+                has = item.counts if run is None else run.counts
+                lacks = [full - n for full, n in zip(item.shape.full, has, strict=True)]
+                for n, lack in enumerate(lacks):
+                    if lack > 0:
+                        yield item, tuple(int(m == n) for m in range(len(lacks)))
+
+    def _precedes(self, taken: Taken, item: Item, vector: Vector) -> bool:
+        """Does the loser of a pod grow by it before `item` grows by `vector`? As the contest of growth has it."""
+        tree, used = self.work.state.tree, self.work.state.future.used
+        loser, pod = taken.run.item, taken.run.item.shape.members[taken.cuts[0].n].quota
+        fork = tree.fork(item.leaf, loser.leaf)
+        theirs, mine = used[fork.theirs.index], used[fork.mine.index]
+        return (
+            not tree.within_min(fork.theirs, theirs, pod),
+            tree.weighted_share(fork.theirs, theirs, pod),
+            loser.order,
+        ) < (
+            not tree.within_min(fork.mine, mine, vector),
+            tree.weighted_share(fork.mine, mine, vector),
+            item.order,
+        )
 
     def _near(self, run: Run, counts: Counts) -> list[Item]:
         """The wary who would have a right to the branch of a group with so many more pods. Cheap: asked for every pod."""

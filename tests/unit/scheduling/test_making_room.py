@@ -600,6 +600,16 @@ def test_found_by_an_independent_reading_of_the_rules(case: Case) -> None:
         end={"x/x": "1", "y/y": "3", "z/z": "1", "w/w": "2", "w/new": "-"},
     ),
     Case(
+        "no growth by what another group would grow by again before the asker's queue comes to it",
+        [q("a", min=6, limits={"cpu": Limits(8000)}), q("b", min=6, limits={"cpu": Limits(6000)})],
+        [
+            run("a/rigid", 4), run("a/elastic", 3, 2),
+            run("b/wide", members=[m("w", 2, 1, gpu=2, cpu=3)], has={"w": 1}, age=9),
+            run("b/slim", members=[m("w", 2, 1, gpu=2, cpu=2)], has={"w": 1}, age=8),
+        ],
+        end={"a/rigid": "4", "a/elastic": "3", "b/wide": "1", "b/slim": "1"},
+    ),
+    Case(
         "an elastic start grows no further than nobody is evicted for it",
         [q("root", max=9), q("l", "root"), q("i", "root")],
         [run("l/rigid", 4, age=9), run("i/0", 2, age=7), g("l/elastic", 3, 1, age=3), g("i/1", 4)],
