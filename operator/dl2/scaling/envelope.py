@@ -37,13 +37,20 @@ _MOST_HOPE = 0.5  # log of the largest factor that optimism puts on a speed
 class Envelope:
     """`optimism`: deviations added to the log of the believed speed where little was measured yet (capped).
 
-    Exploration by optimism in the face of uncertainty (Auer et al., 2002); 0 turns it off.
+    Exploration by optimism in the face of uncertainty (Auer et al., 2002); 0 turns it off. `length`, `concavity`:
+    the exponents of the value.
     """
 
     name = "envelope"
 
-    def __init__(self, optimism: float = 1.0, source: Source | None = None) -> None:
-        self._optimism = optimism
+    def __init__(
+        self,
+        optimism: float = 1.0,
+        source: Source | None = None,
+        length: float = LENGTH,
+        concavity: float = CONCAVITY,
+    ) -> None:
+        self._optimism, self._length, self._concavity = optimism, length, concavity
         self._source = source or Measured()
 
     def allocate(self, observation: Observation) -> dict[str, Scale]:
@@ -52,7 +59,8 @@ class Envelope:
         jobs = [job for job in in_order(observation.jobs) if job.id in beliefs and room.hosts(job)]
         table = Table(jobs, beliefs, room)
         speed = hopeful(table, np.full(len(table.jobs), self._optimism), observation.interval)
-        return spread_out(table, value_of(table, speed, observation.interval), room)
+        values = value_of(table, speed, observation.interval, self._length, self._concavity)
+        return spread_out(table, values, room)
 
 
 class EnvelopeOracle(Envelope):
@@ -60,8 +68,8 @@ class EnvelopeOracle(Envelope):
 
     name = "envelope-oracle"
 
-    def __init__(self, speeds: TrueSpeeds) -> None:
-        super().__init__(optimism=0.0, source=Known(speeds))
+    def __init__(self, speeds: TrueSpeeds, length: float = LENGTH, concavity: float = CONCAVITY) -> None:
+        super().__init__(0.0, Known(speeds), length, concavity)
 
 
 def hopeful(table: Table, optimism: Floats, interval: float) -> Floats:
