@@ -81,6 +81,22 @@ def rl(
 
 
 @app.command()
+def prior(
+    to: Annotated[Path, typer.Option("--to", help="File to write.")] = Path("prior.safetensors"),
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    surfaces: Annotated[int, typer.Option(min=1, help="Random speed functions to fit to.")] = 3000,
+) -> None:
+    """What the agent expects of speeds before anything was measured. Needs no torch."""
+    from dl2.learning.prior import learn
+    from dl2.scaling.agent.prior import save
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("prior", total=25)
+        save(to, *learn(seed, surfaces, 25, lambda done: bar.update(task, completed=done)))
+    typer.echo(f"{to}: learned from {surfaces} speed functions")
+
+
+@app.command()
 def evolve(
     folder: RUN = Path("run"), to: TO = None, start: FROM = None, seed: SEED = 1, iterations: ITERATIONS = 60, rate: RATE = 0.1,
     pairs: Annotated[int, typer.Option(min=1, help="Episodes an iteration, each run twice.")] = 10,

@@ -12,7 +12,7 @@ from dl2.scaling.bounds import choices
 from dl2.scaling.history import History
 from dl2.scaling.interface import JobView, Observation, Scale
 from dl2.scaling.lattice import Floats, Shapes, shapes_between
-from dl2.scaling.surfaces import Surfaces
+from dl2.scaling.surfaces import Prior, Surfaces
 
 TrueSpeeds = Callable[[JobView, Scale], float]  # epochs a second
 
@@ -47,11 +47,14 @@ class Source(Protocol):
 
 
 class Measured:
-    """Fitted online from samples, pooled by kind (`dl2.scaling.surfaces`): what a real operator can know."""
+    """Fitted online from samples, pooled by kind (`dl2.scaling.surfaces`): what a real operator can know.
 
-    def __init__(self, history: History | None = None) -> None:
+    `prior`: what is expected of speeds before; by hand where none is given.
+    """
+
+    def __init__(self, history: History | None = None, prior: Prior | None = None) -> None:
         self.history = history or History()
-        self._surfaces = Surfaces()
+        self._surfaces = Surfaces(prior)
 
     def beliefs(self, observation: Observation) -> dict[str, Belief]:
         kinds = self.history.take_in(observation)

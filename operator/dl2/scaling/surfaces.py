@@ -30,6 +30,7 @@ ROUGH, ROUGH_LENGTH = 0.12, 0.12
 BUMP, BUMP_LENGTH = 0.40, 1.9
 SLOPES, SLOPE = (0.30, 0.10), 0.25  # prior means and deviation of the shared trend per doubling
 NOISE, NOISE_STRENGTH = 0.05, 8.0  # prior noise of one sample, and how many samples that belief weighs
+LEARNED_SHARED = 0.3  # part of a learned covariance that all kinds are taken to share
 MOST_POINTS = 48  # shapes of one kind that are conditioned on: those with most samples
 _STALL, _STALL_DEVIATIONS = 0.5, 3.0  # so far below what the other shapes say (log, deviations): a stall
 _LIE, _LIE_DEVIATIONS = 1.4, 4.0  # so far above it: nothing trains like that,
@@ -42,6 +43,35 @@ class Surface(NamedTuple):
     mean: Floats
     deviation: Floats
     samples: float
+
+
+class Prior:
+    """What speeds are like before anything was measured, but for the level of a kind.
+
+    `mean` (F,) and `covariance` (F, F): of the coefficients of the part that all kinds share; `own` (SIZE, SIZE): of
+    what is a kind's own.
+    """
+
+    def __init__(self, mean: Floats, covariance: Floats, own: Floats) -> None:
+        self.mean, self.covariance, self.own = mean, covariance, own
+        self.precision: Floats = np.asarray(np.linalg.inv(covariance), dtype=float)
+        self.pull: Floats = self.precision @ mean
+        self._expected: Floats = features() @ mean
+
+    @classmethod
+    def learned(cls, mean: Floats, covariance: Floats) -> Prior:
+        """From the distribution of the coefficients of single kinds: part of it is shared, the rest a kind's own."""
+        own = features() @ ((1.0 - LEARNED_SHARED) * covariance) @ features().T
+        return cls(mean, LEARNED_SHARED * covariance, own + ROUGH**2 * _alike(ROUGH_LENGTH))
+
+    def trend(self, points: Ints) -> Floats:
+        """Expected log speed, without its level."""
+        return self._expected[points]
+
+    def between(self, rows: Ints, columns: Ints) -> Floats:
+        """(rows, columns): covariance of one kind's log speed."""
+        shared = features()[rows] @ self.covariance @ features()[columns].T
+        return np.asarray(self.own[np.ix_(rows, columns)] + shared + LEVEL**2)
 
 
 class _Points(NamedTuple):
@@ -59,7 +89,8 @@ class _Points(NamedTuple):
 class Surfaces:
     """Fitted surfaces by kind. What depends on one kind's samples alone is kept until it has new ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, prior: Prior | None = None) -> None:
+        self._prior = prior or by_hand()
         self._kinship = Kinship()
         self._tables: dict[int, tuple[Kind, int, float, _Points]] = {}
 
@@ -71,13 +102,13 @@ class Surfaces:
         def table(kind: Kind) -> _Points:
             known = self._tables.get(id(kind)) or before.get(id(kind))
             if known is None or known[1:3] != (kind.version, noise):
-                known = (kind, kind.version, noise, _table(kind, noise))
+                known = (kind, kind.version, noise, _table(kind, noise, self._prior))
             self._tables[id(kind)] = known
             return known[3]
 
-        pools = self._kinship.pools(history.kinds, lambda a, b: _evidence(table(a), table(b)))
+        pools = self._kinship.pools(history.kinds, lambda a, b: _evidence(table(a), table(b), self._prior))
         tables = {leader: table(pool) for leader, pool in pools.items()}
-        shared = _Shared(list(tables.values()))
+        shared = _Shared(list(tables.values()), self._prior)
         unknown = Surface(shared.mean[points] + shared.level, np.sqrt(shared.prior[points]), 0.0)
         found = {}
         for name in dict.fromkeys(self._kinship.leader(name) for name in wanted):
@@ -100,34 +131,35 @@ def _noise(measured: Sequence[Kind]) -> float:
     return float(np.exp(np.round(np.log(variance) * 5.0) / 5.0))
 
 
-def _table(kind: Kind, noise: float) -> _Points:
+def _table(kind: Kind, noise: float, prior: Prior) -> _Points:
     cells = sorted(kind.cells.items(), key=lambda item: (-item[1].weight, item[0]))[:MOST_POINTS]
     scales: list[Scale] = [scale for scale, _ in cells]
     points = nearest(np.array([s.workers for s in scales]), np.array([s.servers for s in scales]))
     values = np.array([cell.mean for _, cell in cells])
     spread = noise / np.array([cell.weight for _, cell in cells])
-    verdict = _judged(points, values, spread, noise / spread >= _AGREED)
+    verdict = _judged(points, values, spread, noise / spread >= _AGREED, prior)
     fair, stall = verdict == 0, verdict < 0
     stalls, stalled = points[stall], values[stall]
     points, values, spread = points[fair], values[fair], spread[fair]
     # What a kind's own parts may do is noise to the shared one, and its points tell of one kind only.
     weight = min(1.0, 6.0 / len(points)) / (spread + SMOOTH**2 + ROUGH**2)
     centre = weight / weight.sum()  # the level is integrated out
-    x = _features()[points]
+    x = features()[points]
     x = x - centre @ x
     y = values - centre @ values
     weighted = (x * weight[:, None]).T
     return _Points(points, values, spread, weighted @ x, weighted @ y, stalls, stalled)
 
 
-def _judged(points: Ints, values: Floats, noise: Floats, agreed: npt.NDArray[np.bool_]) -> Ints:
+def _judged(points: Ints, values: Floats, noise: Floats, agreed: npt.NDArray[np.bool_], prior: Prior) -> Ints:
     """Of each measured shape (n,) 0, or -1 for a stall and 1 for a lie: the worst is taken out until each of the others
     fits what the rest says of it. What many samples have `agreed` on (n,) is no lie, whatever a few others say.
 
     Leave-one-out residuals of the prior process (Rasmussen and Williams, section 5.4.2).
     """
     verdict, left = np.zeros(len(points), dtype=np.int64), np.arange(len(points))
-    off, inverse = values - _trend(points), np.linalg.inv(_prior(points, points) + np.diag(noise))
+    off = values - prior.trend(points)
+    inverse = np.linalg.inv(prior.between(points, points) + np.diag(noise))
     while len(left) > 1:
         variance = 1.0 / inverse.diagonal()
         residual, deviation = (inverse @ (off - np.median(off))) * variance, np.sqrt(variance)
@@ -145,15 +177,15 @@ def _judged(points: Ints, values: Floats, noise: Floats, agreed: npt.NDArray[np.
     return verdict
 
 
-def _evidence(one: _Points, other: _Points) -> float:
+def _evidence(one: _Points, other: _Points, prior: Prior) -> float:
     """Log of p(both | one surface) / p(both | two surfaces)."""
     few, many = sorted((one, other), key=lambda table: len(table.points))
     if not len(few.points):
         return 0.0
-    off, known = few.values - _trend(few.points), many.values - _trend(many.points)
-    across = _prior(few.points, many.points)
-    alone = _prior(few.points, few.points) + np.diag(few.noise)
-    gain = across @ np.linalg.inv(_prior(many.points, many.points) + np.diag(many.noise))
+    off, known = few.values - prior.trend(few.points), many.values - prior.trend(many.points)
+    across = prior.between(few.points, many.points)
+    alone = prior.between(few.points, few.points) + np.diag(few.noise)
+    gain = across @ np.linalg.inv(prior.between(many.points, many.points) + np.diag(many.noise))
     level = float(known.mean())
     return _log_density(off - level - gain @ (known - level), alone - gain @ across.T) - _log_density(
         off - level, alone
@@ -165,31 +197,16 @@ def _log_density(off: Floats, covariance: Floats) -> float:
     return float(-0.5 * (off @ np.linalg.solve(covariance, off) + np.linalg.slogdet(covariance)[1]))
 
 
-def _trend(points: Ints) -> Floats:
-    """Expected log speed before anything was measured, without its level."""
-    return np.asarray(_features()[points, :2] @ SLOPES)
-
-
-def _prior(rows: Ints, columns: Ints) -> Floats:
-    """(rows, columns): covariance of one kind's log speed before anything was measured."""
-    features = _features()
-    shared = (features[rows] / _trust()) @ features[columns].T
-    return np.asarray(_own_kernel()[np.ix_(rows, columns)] + shared + LEVEL**2)
-
-
-@lru_cache(maxsize=1)
-def _own_kernel() -> Floats:
-    """(SIZE, SIZE): prior covariance of a kind's own parts, without its level."""
+def _alike(length: float) -> Floats:
+    """(SIZE, SIZE): 1 for a point with itself, less the further two are apart."""
     x = coordinates()
     squared = ((x[:, None, :] - x[None, :, :]) ** 2).sum(axis=2)
-    smooth = SMOOTH**2 * np.exp(-0.5 * squared / SMOOTH_LENGTH**2)
-    rough = ROUGH**2 * np.exp(-0.5 * squared / ROUGH_LENGTH**2)
-    return np.asarray(smooth + rough)
+    return np.asarray(np.exp(-0.5 * squared / length**2))
 
 
 @lru_cache(maxsize=1)
-def _features() -> Floats:
-    """(SIZE, F): trend and bumps of the shared part."""
+def features() -> Floats:
+    """(SIZE, F): trend and bumps, by which surfaces are alike."""
     x = coordinates()
     centres = np.array([(w, s) for w in range(0, 9, 2) for s in range(-1, 9, 2)], float)
     bumps = np.exp(-0.5 * ((x[:, None, :] - centres[None, :, :]) ** 2).sum(axis=2) / BUMP_LENGTH**2)
@@ -197,36 +214,33 @@ def _features() -> Floats:
 
 
 @lru_cache(maxsize=1)
-def _trust() -> Floats:
-    """(F,): prior precision of the coefficients of the shared part."""
-    trust = np.full(_features().shape[1], BUMP**-2)
-    trust[:2] = SLOPE**-2
-    return trust
+def by_hand() -> Prior:
+    """Of whoever has learned none: more pods are a little faster, and surfaces are smooth."""
+    mean = np.zeros(features().shape[1])
+    variance = np.full(len(mean), BUMP**2)
+    mean[:2], variance[:2] = SLOPES, SLOPE**2
+    return Prior(mean, np.diag(variance), SMOOTH**2 * _alike(SMOOTH_LENGTH) + ROUGH**2 * _alike(ROUGH_LENGTH))
 
 
 class _Shared:
     """Posterior of the part that all kinds share, from all kinds' points at once."""
 
-    def __init__(self, tables: Sequence[_Points]) -> None:
-        features = _features()
-        trust = _trust()
-        precision: Floats = np.diag(trust)
-        pull: Floats = np.zeros_like(trust)
-        pull[:2] = trust[:2] * SLOPES
+    def __init__(self, tables: Sequence[_Points], prior: Prior) -> None:
+        precision, pull, self.own = prior.precision, prior.pull, prior.own
         if tables:
             precision = precision + np.sum([table.precision for table in tables], axis=0)
             pull = pull + np.sum([table.pull for table in tables], axis=0)
         factor = np.linalg.cholesky(precision)
-        self.half: Floats = np.linalg.solve(factor, features.T).T  # (SIZE, F): products are the covariance
-        self.mean: Floats = features @ np.linalg.solve(precision, pull)
-        self.prior: Floats = _own_kernel().diagonal() + (self.half**2).sum(axis=1) + LEVEL**2
+        self.half: Floats = np.linalg.solve(factor, features().T).T  # (SIZE, F): products are the covariance
+        self.mean: Floats = features() @ np.linalg.solve(precision, pull)
+        self.prior: Floats = self.own.diagonal() + (self.half**2).sum(axis=1) + LEVEL**2
         levels = [float((table.values - self.mean[table.points]).mean()) for table in tables]
         self.level = float(np.mean(levels)) if levels else 0.0
 
 
 def _condition(table: _Points, samples: float, shared: _Shared, points: Ints) -> Surface:
     """Exact Gaussian-process posterior of one kind at `points`."""
-    own, at = _own_kernel()[table.points], table.points
+    own, at = shared.own[table.points], table.points
     half = shared.half[at]
     inner = own[:, at] + half @ half.T + LEVEL**2 + np.diag(table.noise)
     cross = own[:, points] + half @ shared.half[points].T + LEVEL**2  # (n, P)

@@ -3,8 +3,9 @@
 A decision is a sequence of masked steps, as in DL2 (Peng et al., TPDS 2021): give this job its next shape, until
 nothing fits. Steps go along the concave hull of a value per job (`dl2.scaling.envelope`), so that one step may
 be one pod or a jump over many; masks are capacity and budgets. What is learned is the value: the network bends
-its weight, exponents, optimism and inertia, job by job, from what was measured. With all outputs 0 it is the
-envelope policy, the champion it falls back to if an output is not finite.
+its weight, exponents, optimism and inertia, job by job, from what was measured; and what speeds are like before
+(`prior`). With all outputs 0 its values are those of the envelope policy, the champion, which it falls back to if an
+output is not finite.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import numpy as np
 from dl2.scaling.agent.features import features
 from dl2.scaling.agent.meters import PauseMeter
 from dl2.scaling.agent.network import Preference, Weights, forward, preference
+from dl2.scaling.agent.prior import learned
 from dl2.scaling.beliefs import Blinkers, Measured, Source
 from dl2.scaling.bounds import in_order
-from dl2.scaling.envelope import CONCAVITY, LENGTH, hopeful, spread_out, value_of
+from dl2.scaling.envelope import CONCAVITY, LENGTH, Envelope, hopeful, spread_out, value_of
+from dl2.scaling.history import History
 from dl2.scaling.interface import Observation, Scale
 from dl2.scaling.lattice import Floats
 from dl2.scaling.room import Room
@@ -40,7 +43,7 @@ class Memory:
     """What was measured so far, and how to look at the present with it."""
 
     def __init__(self, source: Source | None = None) -> None:
-        self._source = source or Measured()
+        self._source = source or Measured(prior=learned())
         self._pauses = PauseMeter()
 
     def look(self, observation: Observation) -> Sight:
@@ -56,17 +59,25 @@ class Agent:
     """A network and a memory. `fallbacks` counts decisions made without the network.
 
     Ablations: `exploration` false takes speeds as expected, without optimism; `labels` and `speeds` false hide the
-    labels of jobs, or what was measured.
+    labels of jobs, or what was measured; `prior` false expects of speeds what was put down by hand, not what was learned.
     """
 
     name = "dl2"
 
     def __init__(
-        self, weights: Weights, *, exploration: bool = True, labels: bool = True, speeds: bool = True
+        self,
+        weights: Weights,
+        *,
+        exploration: bool = True,
+        labels: bool = True,
+        speeds: bool = True,
+        prior: bool = True,
     ) -> None:
         self.weights = weights
         self.fallbacks = 0
-        source: Source = Measured()
+        history = History()
+        source: Source = Measured(history, learned() if prior else None)
+        self._champion = Envelope(source=Measured(history))
         if not (labels and speeds):
             source = Blinkers(source, labels=labels, speeds=speeds)
         self._memory = Memory(source)
@@ -77,7 +88,7 @@ class Agent:
         outputs = forward(self.weights, sight.features, sight.cluster)
         if not np.isfinite(outputs).all():
             self.fallbacks += 1
-            outputs = np.zeros_like(outputs)
+            return self._champion.allocate(observation)
         return act(sight, outputs, exploration=self._exploration)
 
 
