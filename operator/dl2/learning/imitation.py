@@ -79,7 +79,9 @@ def improve(learner: Learner) -> float:
 
 
 def study(learner: Learner, lessons: list[Lesson]) -> float:
-    """One pass over the lessons, in an order drawn from the seed. Returns the mean loss on the way."""
+    """One pass over the lessons, in an order drawn from the seed. Returns the mean loss on the way; nan without any."""
+    if not lessons:
+        return float("nan")
     rng = np.random.default_rng([learner.plan.seed, learner.iteration, 0x1E55])
     seen = []
     for batch in np.array_split(rng.permutation(len(lessons)), max(1, len(lessons) // 8)):

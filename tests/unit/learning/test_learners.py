@@ -122,6 +122,14 @@ def test_imitation_learns_whom_the_teacher_prefers() -> None:
     assert float(imitation.loss_of(one.params, lesson).detach()) < 0.6 * before
 
 
+def test_episodes_that_teach_nothing_change_nothing() -> None:
+    """Where there is room for all, no step is disputed."""
+    one = Learner(imitation.ImitationPlan(), network.initial(1))
+    before = weights_of(one.params)
+    assert np.isnan(imitation.study(one, []))
+    assert all(np.array_equal(before[name], array) for name, array in weights_of(one.params).items())
+
+
 def test_only_steps_up_to_the_teachers_shape_are_right() -> None:
     sight = Memory().look(seen(job("a"), job("b", epochs_done=50.0), on=nodes(9)))
     lesson = imitation.lesson_from(sight, {"a": Scale(8, 8)})
