@@ -5,7 +5,8 @@ and a rough part of its own, on top of a smooth part that all kinds share. The s
 regression on radial bumps (a truncated Gaussian process), fitted over all kinds; the own parts are exact
 Gaussian processes on what it leaves over (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006,
 ch. 2 and 2.7). Textbook step-time formulas are no prior here: measured speeds contradict them too often, and are
-not even monotone in workers or servers.
+not even monotone in workers or servers. What is expected before any sample is put down by hand below; the agent has
+learned its own (`dl2.scaling.agent.prior`).
 """
 
 from __future__ import annotations
