@@ -117,9 +117,12 @@ class Contest:
         item, fork = self._best[node.index], self._forks[node.parent.index]
         if item is not None:
             more, used = self._ask(item), self._ledger.used[node.index]
-            borrows = self._owed and not self._tree.within_min(node, used, more)
-            share = self._tree.weighted_share(node, used, more)
-            entry = (item.order[0], borrows, share, item.order, node.index, self._version[node.index])
+            claim = (
+                self._tree.claim(node, used, more)
+                if self._owed
+                else (False, self._tree.weighted_share(node, used, more))
+            )
+            entry = (item.order[0], *claim, item.order, node.index, self._version[node.index])
             heappush(fork, entry)
         while fork and fork[0][5] != self._version[fork[0][4]]:
             heappop(fork)

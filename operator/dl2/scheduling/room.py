@@ -159,16 +159,8 @@ class Room:
         tree, used = self.work.state.tree, self.work.state.future.used
         loser, pod = taken.run.item, taken.run.item.shape.members[taken.cuts[0].n].quota
         fork = tree.fork(item.leaf, loser.leaf)
-        theirs, mine = used[fork.theirs.index], used[fork.mine.index]
-        return (
-            not tree.within_min(fork.theirs, theirs, pod),
-            tree.weighted_share(fork.theirs, theirs, pod),
-            loser.order,
-        ) < (
-            not tree.within_min(fork.mine, mine, vector),
-            tree.weighted_share(fork.mine, mine, vector),
-            item.order,
-        )
+        theirs = tree.claim(fork.theirs, used[fork.theirs.index], pod)
+        return (theirs, loser.order) < (tree.claim(fork.mine, used[fork.mine.index], vector), item.order)
 
     def _near(self, run: Run, counts: Counts) -> list[Item]:
         """The wary who would have a right to the branch of a group with so many more pods. Cheap: asked for every pod."""

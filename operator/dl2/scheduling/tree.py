@@ -159,6 +159,10 @@ class Tree:
         """Does a node stay within its min in all that is asked for? What it holds of the rest does not matter."""
         return all(used[r] + amount <= node.min[r] for r, amount in enumerate(more) if amount > 0)
 
+    def claim(self, node: TreeNode, used: Sequence[int], more: Sequence[int]) -> tuple[bool, Share]:
+        """How a branch stands in the contest of growth, the least first: within its min, then by weighted share."""
+        return not self.within_min(node, used, more), self.weighted_share(node, used, more)
+
     def fork(self, leaf: TreeNode, other: TreeNode) -> Fork:
         """Of two different leaves."""
         fork = self._forks.get((leaf.index, other.index))
