@@ -7,6 +7,7 @@ import pytest
 
 from dl2.learning.prior import draw, learn
 from dl2.scaling import SpeedSample
+from dl2.scaling.agent.checkpoint import CheckpointError
 from dl2.scaling.agent.prior import LEARNED, learned, read, save
 from dl2.scaling.beliefs import Measured
 from dl2.scaling.interface import Scale
@@ -52,3 +53,17 @@ def test_it_comes_back_as_it_was(tmp_path) -> None:
     save(tmp_path / "p.safetensors", mean, covariance)
     assert np.array_equal(read(tmp_path / "p.safetensors").mean, mean)
     assert LEARNED.stat().st_size < 10_000
+
+
+def test_a_file_that_cannot_be_used_says_why(tmp_path) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(LEARNED.read_bytes()[:-100])
+    other = tmp_path / "other.safetensors"
+    save(other, np.zeros(3), np.eye(3))
+    for path, message in (
+        (tmp_path / "none", "No such file"),
+        (broken, "install"),
+        (other, "no prior of this version"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            read(path)
