@@ -77,7 +77,8 @@ class Seat:
         try:
             self.policy = load_policy(name)
         except Exception as exc:  # a broken plug-in or checkpoint must not stop the loop
-            self.error = f"cannot be loaded: {exc}"[:500]
+            why = str(exc).removeprefix(f"{name}: ")  # whoever tells it says the name
+            self.error = f"cannot be loaded: {why}"[:500]
 
 
 class Scaler:

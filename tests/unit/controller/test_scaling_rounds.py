@@ -214,6 +214,8 @@ def test_a_policy_that_cannot_be_loaded_leaves_its_seat_empty_and_is_tried_again
     seat.take("nobody")
     assert seat.policy is None
     assert "nobody" in seat.error
+    seat.take("/gone.safetensors")
+    assert seat.error.startswith("cannot be loaded: there is no such file")  # the name is told before it
     seat.take("drf")
     assert seat.policy is not None
     first = seat.policy
