@@ -87,12 +87,12 @@ def prior(
     surfaces: Annotated[int, typer.Option(min=1, help="Random speed functions to fit to.")] = 3000,
 ) -> None:
     """What the agent expects of speeds before anything was measured. Needs no torch."""
-    from dl2.learning.prior import learn
+    from dl2.learning.prior import ROUNDS, learn
     from dl2.scaling.agent.prior import save
 
     with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("prior", total=25)
-        save(to, *learn(seed, surfaces, 25, lambda done: bar.update(task, completed=done)))
+        task = bar.add_task("prior", total=ROUNDS)
+        save(to, *learn(seed, surfaces, progress=lambda done: bar.update(task, completed=done)))
     typer.echo(f"{to}: learned from {surfaces} speed functions")
 
 

@@ -21,15 +21,14 @@ from dl2.scaling.lattice import Floats, Ints, nearest
 from dl2.scaling.surfaces import by_hand, features
 
 Progress = Callable[[int], None]
+ROUNDS = 25
 
 _POINTS = 48  # shapes of one speed function, rather small than large ones
 _SMALL_JOBS, _WITHOUT_SERVERS = 0.25, 0.2  # parts of the draws: up to 8 of each, the others 16; workers alone
 _ROUGHNESS = 0.12  # deviation of a shape's log speed from its surface
 _FREE_LEVEL = 10.0  # variance of the level: it says nothing of the shape of a surface
-_STALL, _LOOKS = (
-    0.45,
-    (3, 8),
-)  # so far below its surface a shape hardly trains; after which rounds that is looked at
+_STALL = 0.45  # so far below its surface (log) a shape hardly trains and says nothing of it
+_LOOKS = (3, 8)  # after these rounds stalls are left out
 
 
 class Drawn(NamedTuple):
@@ -40,14 +39,15 @@ class Drawn(NamedTuple):
 
 
 def learn(
-    seed: int = 0, surfaces: int = 3000, rounds: int = 25, progress: Progress = lambda done: None
+    seed: int = 0, surfaces: int = 3000, rounds: int = ROUNDS, progress: Progress = lambda done: None
 ) -> tuple[Floats, Floats]:
     """Mean (F,) and covariance (F, F) of coefficients, from so many speed functions of the training families.
 
     The same arguments give the same on one machine. `progress(rounds done)` is called after each round.
     """
     drawn = [draw(seed * 100_000 + n) for n in range(surfaces)]
-    mean, covariance = by_hand().mean, by_hand().covariance
+    begin = by_hand()
+    mean, covariance = begin.mean, begin.covariance
     for done in range(1, rounds + 1):
         fits = [_fit(one, mean, covariance) for one in drawn]
         if done in _LOOKS:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from dl2.scaling.beliefs import Belief
 from dl2.scaling.bounds import remaining
-from dl2.scaling.interface import JobView, Scale
+from dl2.scaling.interface import JobView
 from dl2.scaling.lattice import Floats, Ints
 from dl2.scaling.room import Room
 
@@ -65,9 +65,6 @@ class Table:
             asks = self.workers * self.pods[:, 0, r, None] + self.servers * self.pods[:, 1, r, None]
             too_large |= asks > np.array([limits[r] for limits in ceiling])[:, None]
         return np.asarray(too_large)
-
-    def scale(self, job: int, shape: int) -> Scale:
-        return Scale(int(self.workers[job, shape]), int(self.servers[job, shape]))
 
     @cached_property
     def current(self) -> Ints:

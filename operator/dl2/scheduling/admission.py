@@ -123,7 +123,8 @@ class Admission:
     def _round(self, among: Callable[[Line], bool], possible: Callable[[Item], bool]) -> bool:
         """One contest over those in some lines that are possible. Has anything started?"""
         self._fresh_rights.clear()
-        contest = Contest(self.state.tree, self.state.future, attrgetter("needs"))
+        tree = self.state.tree
+        contest = Contest(tree, self.state.future, attrgetter("needs"), tree.weighted_share)
         cursors: dict[int, Cursor] = {}
         withdrawn = {self.state.items[key].leaf for key in self._served if key not in self.work.runs}
         for line in self.state.lines.values():

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import islice
 from operator import attrgetter
+from typing import Any
 
 from dl2.scheduling.items import Item, Order
 from dl2.scheduling.state import Line
-from dl2.scheduling.tree import Ledger, Share, Tree, TreeNode, Vector
+from dl2.scheduling.tree import Ledger, Tree, TreeNode, Vector
 
 
 class Cursor:
@@ -83,16 +84,13 @@ class Contest:
     """A tournament along the tree: every fork remembers its children's candidates, best first."""
 
     def __init__(
-        self, tree: Tree, ledger: Ledger, ask: Callable[[Item], Vector], *, owed: bool = False
+        self, tree: Tree, ledger: Ledger, ask: Callable[[Item], Vector], stand: Callable[..., Any]
     ) -> None:
-        """`owed`: a branch that stays within its min in all it asks for comes before one that does not.
-
-        For those who could not take it back in the same pass: next time they would, and the other would be first again.
-        """
-        self._tree, self._ledger, self._ask, self._owed = tree, ledger, ask, owed
+        """`stand`: from a branch, what it holds and what it asks for to what compares branches; the least is first."""
+        self._ledger, self._ask, self._stand = ledger, ask, stand
         self._heads: dict[int, Callable[[], Item | None]] = {}
         self._best: list[Item | None] = [None] * len(tree.nodes)
-        self._forks: list[list[tuple[bool, bool, Share, Order, int, int]]] = [[] for _ in tree.nodes]
+        self._forks: list[list[tuple[bool, Any, Order, int, int]]] = [[] for _ in tree.nodes]
         self._version = [0] * len(tree.nodes)
 
     def enter(self, leaf: TreeNode, head: Callable[[], Item | None]) -> None:
@@ -116,17 +114,12 @@ class Contest:
         self._version[node.index] += 1
         item, fork = self._best[node.index], self._forks[node.parent.index]
         if item is not None:
-            more, used = self._ask(item), self._ledger.used[node.index]
-            claim = (
-                self._tree.claim(node, used, more)
-                if self._owed
-                else (False, self._tree.weighted_share(node, used, more))
-            )
-            entry = (item.order[0], *claim, item.order, node.index, self._version[node.index])
+            stand = self._stand(node, self._ledger.used[node.index], self._ask(item))
+            entry = (item.order[0], stand, item.order, node.index, self._version[node.index])
             heappush(fork, entry)
-        while fork and fork[0][5] != self._version[fork[0][4]]:
+        while fork and fork[0][4] != self._version[fork[0][3]]:
             heappop(fork)
-        self._best[node.parent.index] = self._best[fork[0][4]] if fork else None
+        self._best[node.parent.index] = self._best[fork[0][3]] if fork else None
 
     def next(self) -> Item | None:
         return self._best[0]

@@ -1,7 +1,8 @@
 """More pods for elastic groups, once every group that can start has its minimum.
 
-One pod at a time, in the order of admissions: so that what is left over is shared as fairly as it was asked
-for. Within a group the member furthest from its `count` (in proportion) comes first.
+One pod at a time, in the order of admissions, but what stays within a queue's guarantees first: nobody could take it
+back in the same pass, but would in the next one. So what is left over is shared as fairly as it was asked for. Within
+a group the member furthest from its `count` (in proportion) comes first.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def _progress(has: int, least: int, full: int) -> Fraction:
 def grow(work: Work, candidates: dict[int, list[Run]], room: Room, reservations: Reservations) -> None:
     """`candidates`: by leaf index, in order, every group with fewer pods than it asks for."""
     lines = {index: [Growing(run) for run in reversed(runs)] for index, runs in candidates.items()}
-    contest = Contest(work.state.tree, work.state.future, lambda item: _wish(lines, item), owed=True)
+    tree = work.state.tree
+    contest = Contest(tree, work.state.future, lambda item: _wish(lines, item), tree.claim)
     for line in lines.values():
         contest.enter(line[0].run.item.leaf, lambda line=line: _head(work, room, reservations, line))  # type: ignore[misc]
     if contest.next() is not None and reservations.pending:

@@ -199,9 +199,9 @@ class Hunt:
 
     def _is_owed(self, item: Item) -> bool:
         """Is all that it holds of the contested resources within the guarantees of its queue?"""
-        holds, at_stake = item.shape.quota(self._counts(item)), self._at_stake(item.leaf)
-        contested = [r for r in self.rights.contested if holds[r]]
-        return bool(contested) and not any(r in at_stake for r in contested)
+        holds = item.shape.quota(self._counts(item))
+        contested = {r for r in self.rights.contested if holds[r]}
+        return bool(contested) and contested.isdisjoint(self._at_stake(item.leaf))
 
     def _at_stake(self, leaf: TreeNode) -> Sequence[int]:
         return self.rights.at_stake(leaf, fresh=self.means is Means.WITHDRAW)

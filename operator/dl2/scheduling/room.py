@@ -62,7 +62,7 @@ class Room:
             hunt.give_back()
             self.work.version = version
             return None
-        if growing and (self._grows_again(hunt) or (self.wary and self._tempts(hunt))):
+        if growing and (self._grows_again(hunt) or self._tempts(hunt)):
             hunt.give_back()
             return None
         self._tell(hunt)
@@ -108,7 +108,7 @@ class Room:
 
     def would_tempt(self, run: Run, counts: Counts) -> bool:
         """Would so many more pods of a group give anybody of the wary a right to evict?"""
-        near = self._near(run, counts) if self.wary else []
+        near = self._near(run, counts)
         if not near:
             return False
         with self.work.tried(run, counts), self.as_done():
@@ -164,6 +164,8 @@ class Room:
 
     def _near(self, run: Run, counts: Counts) -> list[Item]:
         """The wary who would have a right to the branch of a group with so many more pods. Cheap: asked for every pod."""
+        if not self.wary:
+            return []
         leaf, vector = run.item.leaf, run.item.shape.quota(counts)
         branches = set(leaf.path[:-1])
         self.work.charge(leaf, vector, now=False)
