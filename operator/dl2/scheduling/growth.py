@@ -37,7 +37,7 @@ class Growing:
         if not wishes:
             return None
         if not run.item.group.elastic:
-            return tuple(max(0, full - has) for full, has in zip(shape.full, run.counts, strict=True))
+            return run.item.steps(run.counts)[0]
         first = min(wishes, key=lambda n: (_progress(run.counts[n], shape.least[n], shape.full[n]), n))
         return tuple(int(n == first) for n in range(len(shape.full)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dl2.scheduling.fleet import PodShape
@@ -96,6 +96,14 @@ class Item:
         return self.shape.quota(
             max(0, full - has) for full, has in zip(self.shape.full, self.counts, strict=True)
         )
+
+    def steps(self, has: Sequence[int]) -> list[Counts]:
+        """By which pods it may grow: one of any member that lacks some; all at once if it is not elastic."""
+        lacks = [max(0, full - n) for full, n in zip(self.shape.full, has, strict=True)]
+        if not self.group.elastic:
+            return [tuple(lacks)] if any(lacks) else []
+        members = range(len(lacks))
+        return [tuple([int(m == n) for m in members]) for n in members if lacks[n]]
 
 
 def is_held(pod: Pod) -> bool:

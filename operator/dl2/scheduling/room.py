@@ -149,10 +149,7 @@ class Room:
             run = self.work.runs.get(item.key)
             if item.order[1:] < asker.order[1:] and (run is None or not (run.evicted or run.shrunk)):
                 has = item.counts if run is None else run.counts
-                lacks = [full - n for full, n in zip(item.shape.full, has, strict=True)]
-                for n, lack in enumerate(lacks):
-                    if lack > 0:
-                        yield item, tuple(int(m == n) for m in range(len(lacks)))
+                yield from ((item, step) for step in item.steps(has))
 
     def _precedes(self, taken: Taken, item: Item, vector: Vector) -> bool:
         """Does the loser of a pod grow by it before `item` grows by `vector`? As the contest of growth has it."""

@@ -610,6 +610,16 @@ def test_found_by_an_independent_reading_of_the_rules(case: Case) -> None:
         end={"a/rigid": "4", "a/elastic": "3", "b/wide": "1", "b/slim": "1"},
     ),
     Case(
+        "a group that grows only by a step that finds no room stands in nobody's way",
+        [q("a", min=6, limits={"cpu": Limits(8000)}), q("b", min=6, limits={"cpu": Limits(6000)})],
+        [
+            run("a/rigid", 4), run("a/elastic", 3, 2),
+            run("b/steps", members=[m("w", 3, 1, gpu=2, cpu=3)], has={"w": 1}, age=9, elastic=False),
+            run("b/slim", members=[m("w", 2, 1, gpu=2, cpu=2)], has={"w": 1}, age=8),
+        ],
+        end={"a/rigid": "4", "a/elastic": "2", "b/steps": "1", "b/slim": "2"},
+    ),
+    Case(
         "an elastic start grows no further than nobody is evicted for it",
         [q("root", max=9), q("l", "root"), q("i", "root")],
         [run("l/rigid", 4, age=9), run("i/0", 2, age=7), g("l/elastic", 3, 1, age=3), g("i/1", 4)],
